@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-2.0
+#
+# The user's commands; `make help` lists them. Kbuild has the module's objects.
+
+# Where kbuild is told to look here it reads Kbuild, so this file is the user's alone.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+ENV := scripts/env.sh
+KERNEL ?= default
+T ?=
+RPMEM_DEBUG ?= 0
+
+# What runs in the root gets the kernel's directory there ("kernel" below) by name.
+# KDIR= replaces it by a tree of the user's own.
+run := $(ENV) run
+
+.PHONY: help run test stress shell crash xfstests bench bench-flush modules modules_install \
+	kernels fmt fmtcheck clippy rust-analyzer clean clean-cache check-host-tests
+
+help:
+	@echo 'rust_pmem: a persistent memory driver and fs/dax layer in Rust for Debian kernels'
+	@echo
+	@echo '  make run              set everything up, build, boot a guest, show the main job'
+	@echo '  make test             the whole test suite (T=name runs one, KERNELS=all on both kernels)'
+	@echo '  make stress           the long forms of the tests'
+	@echo '  make crash            power failures (N=1000 SEED=… ON=c)'
+	@echo '  make bench            against the C code, by instruction counts (T=name)'
+	@echo '  make bench-flush      the flush loops on this machine, against libpmem'
+	@echo '  make xfstests XFSTESTS_DIR=<built tree> (SECTION= TESTS= ON=c)'
+	@echo '  make shell            a shell in the guest with the module loaded'
+	@echo
+	@echo '  make modules          build build/KERNEL/rust_pmem.ko'
+	@echo '  make modules_install  install it for the running kernel (KDIR=) or below DESTDIR='
+	@echo '  make kernels          the kernels that can be had; KERNEL= names one (default, newest, 7.3.4 …)'
+	@echo '  make fmt, clippy      rustfmt and clippy with the kernel'\''s configuration'
+	@echo '  make rust-analyzer    rust-project.json for an editor'
+	@echo '  make clean            remove build/;  make clean-cache removes what was cached'
+	@echo
+	@echo 'KDIR=<tree> builds against a Rust-enabled kernel tree of your own (7.2 or later).'
+	@echo 'The cache lies in $${XDG_CACHE_HOME:-~/.cache}/rust-pmem and needs under 6 GB; MIRROR= names a Debian mirror.'
+
+modules:
+	@scripts/build.sh $(KERNEL)
+
+kernels:
+	@$(ENV) kernels
+
+clean:
+	rm -rf build rust-project.json
+
+clean-cache:
+	@$(ENV) clean-cache
