@@ -2,21 +2,15 @@
 #
 # The user's commands; `make help` lists them. Kbuild has the module's objects.
 
-# Where kbuild is told to look here it reads Kbuild, so this file is the user's alone.
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
 ENV := scripts/env.sh
-KERNEL ?= default
-T ?=
-RPMEM_DEBUG ?= 0
-
-# What runs in the root gets the kernel's directory there ("kernel" below) by name.
-# KDIR= replaces it by a tree of the user's own.
-run := $(ENV) run
+RUNNER := scripts/runner.sh
+export KERNEL KDIR RPMEM_DEBUG MIRROR V
 
 .PHONY: help run test stress shell crash xfstests bench bench-flush modules modules_install \
-	kernels fmt fmtcheck clippy rust-analyzer clean clean-cache check-host-tests
+	kernels fmt fmtcheck clippy rust-analyzer clean clean-cache
 
 help:
 	@echo 'rust_pmem: a persistent memory driver and fs/dax layer in Rust for Debian kernels'
@@ -40,8 +34,36 @@ help:
 	@echo 'KDIR=<tree> builds against a Rust-enabled kernel tree of your own (7.2 or later).'
 	@echo 'The cache lies in $${XDG_CACHE_HOME:-~/.cache}/rust-pmem and needs under 6 GB; MIRROR= names a Debian mirror.'
 
+run:
+	@$(RUNNER) run
+
+test:
+	@$(RUNNER) test $(T) $(if $(filter all,$(KERNELS)),--all)
+
+stress:
+	@$(RUNNER) stress $(T)
+
+shell:
+	@$(RUNNER) shell $(PARAMS)
+
 modules:
-	@scripts/build.sh $(KERNEL)
+	@scripts/build.sh modules
+
+modules_install:
+	@scripts/build.sh install
+
+clippy:
+	@scripts/build.sh clippy
+	@$(ENV) run cargo clippy --release --locked --workspace --all-targets --quiet -- -D warnings
+
+fmt:
+	@scripts/build.sh fmt
+
+fmtcheck:
+	@scripts/build.sh fmtcheck
+
+rust-analyzer:
+	@scripts/build.sh rust-analyzer
 
 kernels:
 	@$(ENV) kernels

@@ -1,9 +1,9 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0
 #
-# Builds rust_pmem.ko with kbuild: build.sh modules|clippy|rust-analyzer KERNEL
+# Builds rust_pmem.ko with kbuild: build.sh modules|clippy|fmt|fmtcheck|install|rust-analyzer
 #
-# KERNEL names a Debian kernel (env.sh makes what is missing, the build runs in
+# KERNEL= names a Debian kernel (env.sh makes what is missing, the build runs in
 # the cached root). With KDIR= it is the user's own tree instead, built on the
 # host with the host's toolchain; the tree is refused, with the reason, if it
 # cannot work. Prints the path of the module on its last line.
@@ -35,7 +35,7 @@ if [ -n "${KDIR:-}" ]; then
 	tree=$KDIR src=$PWD
 	in=()
 else
-	name=$(scripts/env.sh resolve "${2:-default}")
+	name=$(scripts/env.sh resolve "${KERNEL:-default}")
 	tree=$(scripts/env.sh kernel "$name")/tree src=/src
 	in=(scripts/env.sh run)
 fi
@@ -81,6 +81,13 @@ rust-analyzer)
 	;;
 install)
 	kbuild modules_install ${DESTDIR:+INSTALL_MOD_PATH="$DESTDIR"}
+	;;
+fmt|fmtcheck)
+	# The module by the kernel's rules, the host and guest programs by cargo's.
+	check=()
+	[ "$what" = fmt ] || check=(--check)
+	"${in[@]}" rustfmt --edition 2021 --config-path "$tree/.rustfmt.toml" "${check[@]}" rust_pmem_main.rs
+	scripts/env.sh run cargo fmt --all "${check[@]}"
 	;;
 *) die "unknown command '$what'" ;;
 esac

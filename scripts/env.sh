@@ -322,7 +322,7 @@ make_kernel() { # VERSION DIR
 
 ensure_kernel_locked() { # VERSION DIR
 	[ ! -d "$cache/$2" ] || return 0
-	ns rm -rf "$cache/$2.tmp"
+	ns rm -rf "$cache/kernels/$1"-*.tmp
 	step "kernel-$1.log" "kernel $1: image, modules and Rust metadata (about 4 minutes)" make_kernel "$1" "$2"
 	mv "$cache/$2.tmp" "$cache/$2"
 }

@@ -1,0 +1,36 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0
+#
+# Makes what the runner needs and starts it: runner.sh SUBCOMMAND [ARG…]
+#
+# Kernels: KERNEL= (default: what Debian's linux-image-amd64 depends on); `test`
+# and `stress` also take the newest one of the suite, unless KERNEL= names one.
+# Every step prints how long it took; the runner itself is tests/runner.
+
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+env=scripts/env.sh
+say() { printf '[build] %s\n' "$*" >&2; }
+
+wanted=("${KERNEL:-default}")
+case $1 in
+test|stress) [ -n "${KERNEL:-}" ] || wanted=(default newest) ;;
+esac
+
+$env root >/dev/null
+args=()
+for k in "${wanted[@]}"; do
+	name=$($env resolve "$k")
+	case " ${args[*]} " in *" $name="*) continue ;; esac
+	args+=(--kernel "$name=$($env kernel "$name")")
+	t0=$SECONDS
+	scripts/build.sh modules "$name" >/dev/null
+	say "rust_pmem.ko for $name: $((SECONDS - t0)) s"
+done
+
+t0=$SECONDS
+$env run cargo build --release --locked --workspace ${CI:+--quiet}
+say "runner and guest programs: $((SECONDS - t0)) s"
+
+exec $env run build/target/release/runner "${args[@]}" "$@"
