@@ -1,0 +1,204 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `runner`: what the Makefile's targets call, inside the cached root.
+
+mod main_job;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{bail, ensure, Result};
+use clap::{Args, Parser, Subcommand};
+use proto::{Machine, On, Request, Tag, TestInfo};
+use runner::report::Report;
+use runner::suite::{self, Options};
+use runner::{Boot, Environment, Kernel, Vm};
+
+#[derive(Parser)]
+#[command(about = "Boots guests with persistent memory and runs tests in them")]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Cmd,
+}
+
+#[derive(Args)]
+struct Global {
+    /// A kernel, VERSION=DIR (of `scripts/env.sh kernel`); the first is the default
+    #[arg(long = "kernel", global = true)]
+    kernels: Vec<Kernel>,
+    /// The module under test; build/VERSION/rust_pmem.ko if not given
+    #[arg(long, global = true)]
+    module: Option<PathBuf>,
+    /// Where results and logs go
+    #[arg(long, global = true, default_value = "build/results")]
+    results: PathBuf,
+    /// Test the kernel's own nd_pmem and fs/dax.c instead
+    #[arg(long, global = true, value_parser = parse_on, default_value = "rust")]
+    on: On,
+    /// Guests at a time; the number of CPUs if not given
+    #[arg(long, global = true, env = "RPMEM_JOBS")]
+    jobs: Option<usize>,
+    /// All kernel messages on the console
+    #[arg(short, long, global = true)]
+    verbose: bool,
+}
+
+#[derive(Subcommand)]
+enum Cmd {
+    /// The main job: range, disk, mkfs, mount, mmap, fsync, raw bytes, remount, reboot
+    Run,
+    /// The test suites
+    Test {
+        /// Only tests whose suite::name contains this
+        name: Option<String>,
+        /// Every test on every kernel; else only the smoke run on all but the first
+        #[arg(long)]
+        all: bool,
+        /// Without the host tests
+        #[arg(long)]
+        no_host: bool,
+    },
+    /// The long forms of the tests, on every kernel given
+    Stress { name: Option<String> },
+    /// A shell in a guest, with the module loaded
+    Shell {
+        /// Module parameters
+        params: Vec<String>,
+        #[arg(long, default_value_t = 2)]
+        smp: u32,
+    },
+    /// List the tests
+    List { name: Option<String> },
+}
+
+fn parse_on(s: &str) -> Result<On, String> {
+    match s {
+        "rust" | "" => Ok(On::Rust),
+        "c" => Ok(On::C),
+        _ => Err("rust or c".into()),
+    }
+}
+
+fn main() -> ExitCode {
+    match start(Cli::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(e) => {
+            eprintln!("runner: {e:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start(cli: Cli) -> Result<bool> {
+    let g = cli.global;
+    let mut env = Environment::new(&g.results, g.kernels)?;
+    if let Some(module) = g.module {
+        env.kernels[0].module = module;
+    }
+    let mut options = Options {
+        on: g.on,
+        stress: false,
+        jobs: g
+            .jobs
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
+        verbose: g.verbose,
+    };
+    if g.on == On::Rust && !matches!(cli.command, Cmd::List { .. }) {
+        for kernel in &env.kernels {
+            ensure!(
+                kernel.module.exists(),
+                "{} is not built (make modules)",
+                kernel.module.display()
+            );
+        }
+    }
+    match cli.command {
+        Cmd::Run => main_job::run(&env, g.on, g.verbose),
+        Cmd::Test { name, all, no_host } => {
+            let name = name.unwrap_or_default();
+            let chosen = select(&env, &name, g.on, |kernel, test| {
+                !test.has(Tag::StressOnly) && (kernel == 0 || all || test.has(Tag::Smoke))
+            })?;
+            let host = !no_host && (name.is_empty() || chosen.is_empty());
+            test(&env, chosen, options, host.then_some(&name))
+        }
+        Cmd::Stress { name } => {
+            options.stress = true;
+            let chosen = select(&env, &name.unwrap_or_default(), g.on, |_, test| {
+                test.has(Tag::Stress) || test.has(Tag::StressOnly)
+            })?;
+            test(&env, chosen, options, None)
+        }
+        Cmd::Shell { params, smp } => {
+            let kernel = env.default_kernel();
+            let mut boot = Boot::new(&env, kernel, Machine::default().smp(smp));
+            boot.interactive = true;
+            boot.plan = vec![Request::Shell { on: g.on, params }];
+            eprintln!("booting {} on {}", kernel.name, env.accel);
+            Vm::boot(boot)?.wait(std::time::Duration::from_secs(1 << 30))?;
+            Ok(true)
+        }
+        Cmd::List { name } => {
+            for test in env.tests()? {
+                if test.full_name().contains(name.as_deref().unwrap_or_default()) {
+                    println!("{} {:?} {} s", test.full_name(), test.tags, test.limit_s);
+                }
+            }
+            Ok(true)
+        }
+    }
+}
+
+/// Tests that contain `name` and mean something on `on`, for each kernel (by its position) that
+/// `wanted` takes.
+fn select<'a>(
+    env: &'a Environment,
+    name: &str,
+    on: On,
+    wanted: impl Fn(usize, &TestInfo) -> bool,
+) -> Result<Vec<(&'a Kernel, TestInfo)>> {
+    let tests = env.tests()?;
+    let mut chosen = Vec::new();
+    for (at, kernel) in env.kernels.iter().enumerate() {
+        for test in &tests {
+            let meant = !test.has(match on {
+                On::Rust => Tag::COnly,
+                On::C => Tag::RustOnly,
+            });
+            // A test asked for by name runs whatever its tags.
+            let asked = !name.is_empty() && at == 0;
+            if meant && test.full_name().contains(name) && (asked || wanted(at, test)) {
+                chosen.push((kernel, test.clone()));
+            }
+        }
+    }
+    Ok(chosen)
+}
+
+fn test(
+    env: &Environment,
+    chosen: Vec<(&Kernel, TestInfo)>,
+    options: Options,
+    host: Option<&String>,
+) -> Result<bool> {
+    if chosen.is_empty() && host.is_none() {
+        bail!("no test of that name");
+    }
+    let file = if options.stress { "stress.tsv" } else { "test.tsv" };
+    let report = Report::new(&env.results.join(file), chosen.len())?;
+    let kernels: Vec<_> = env.kernels.iter().map(|k| k.name.as_str()).collect();
+    report.say(format!(
+        "{} tests in guests, kernels {}, {}",
+        chosen.len(),
+        kernels.join(" and "),
+        env.accel
+    ));
+    if let Some(filter) = host {
+        suite::run_host(&report, filter)?;
+    }
+    suite::run(env, chosen, options, &report)?;
+    Ok(report.finish())
+}
