@@ -9,8 +9,8 @@
 # Everything made here lies in one cache outside the repository:
 #
 #   root-KEY/                 the trixie root; KEY covers the recipe below
-#   kernels/VERSION-KEY/      tree (KDIR), vmlinuz, modules; KEY covers the root
-#                             and the package versions
+#   kernels/VERSION-KEY/      tree (KDIR), vmlinuz, modules; KEY covers the
+#                             toolchain and the package versions
 #   cargo/                    cargo's downloads
 #   logs/  locks/
 #
@@ -26,21 +26,24 @@ cache=${RPMEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rust-pmem}
 suite=trixie
 need_gib=6
 
-# The kernel's toolchain, QEMU, and what the guest runs. Debian's kernels are
-# built with exactly these compilers; backports are used for kernels only.
-packages=(
-	# kernel module toolchain
+# What a kernel tree is made with: Debian's kernels are built with exactly these
+# compilers of $suite; backports are used for kernels only.
+toolchain=(
 	rustc rust-src rustfmt rust-clippy bindgen clang libclang-dev lld llvm
 	gcc gcc-14 libc6-dev make bc bison flex pahole libelf-dev libssl-dev
 	cpio kmod xz-utils zstd dpkg-dev
+)
+packages=(
+	"${toolchain[@]}"
 	# host programs in Rust, and libpmem for `make bench-flush` to compare with
 	cargo pkg-config ca-certificates libpmem-dev
 	# the guest, and what runs in it
 	qemu-system-x86 seabios
-	e2fsprogs xfsprogs util-linux util-linux-extra mount fdisk parted procps psmisc
-	fio stress-ng strace gdb sqlite3 libsqlite3-dev lmdb-utils liblmdb-dev
-	ndctl daxctl dmsetup mdadm cryptsetup-bin attr acl quota bc gawk perl
-	iproute2 file hexedit libcap2-bin python3-minimal
+	e2fsprogs xfsprogs xfsdump util-linux util-linux-extra mount fdisk parted procps
+	psmisc fio stress-ng dbench strace gdb sqlite3 libsqlite3-dev lmdb-utils
+	liblmdb-dev ndctl daxctl dmsetup mdadm cryptsetup-bin attr acl quota gawk perl
+	iproute2 file libcap2-bin python3-minimal uuid-runtime hostname
+	libaio1t64 liburing2 libgdbm6t64 libgdbm-compat4t64
 )
 
 say() { printf '[env] %s\n' "$*" >&2; }
@@ -306,7 +309,7 @@ kernel_dir() { # VERSION -> its directory below the cache
 	local pk
 	# What was resolved once needs no package index again.
 	pk=$(kernel_packages "$1")
-	echo "kernels/$1-$({ recipe_key; echo "$pk" "$kernel_script"; } | sha256sum | cut -c1-12)"
+	echo "kernels/$1-$(echo "$suite ${toolchain[*]} $pk $kernel_script" | sha256sum | cut -c1-12)"
 }
 
 make_kernel() { # VERSION DIR
