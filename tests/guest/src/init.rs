@@ -20,7 +20,7 @@ use nix::unistd::Pid;
 use proto::{Event, Outcome, Request};
 
 use crate::fixture::kmsg::KernelLog;
-use crate::fixture::{Driver, MODULE};
+use crate::fixture::driver::{Driver, MODULE, UNLOAD_C};
 use crate::test::{say, Ctx, CHANNEL, OUTCOME};
 
 /// Output of the process under way.
@@ -303,9 +303,14 @@ fn clean_up() -> Vec<String> {
     if loaded.contains("loop") {
         quietly("losetup", &["-D"]);
     }
+    if loaded.contains("nd_e820") {
+        quietly("/bin/sh", &["-c", UNLOAD_C]);
+    }
     for name in [MODULE, "nd_e820", "brd", "null_blk"] {
         if loaded.contains(name) {
-            quietly("rmmod", &[name]);
+            if name != "nd_e820" {
+                quietly("rmmod", &[name]);
+            }
             if fs::metadata(format!("/sys/module/{name}")).is_ok() {
                 left.push(format!("{name} is loaded and cannot be unloaded"));
             }
