@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Direct access to a pmem device by file systems.
+//!
+//! Follows pmem_dax_ops in drivers/nvdimm/pmem.c. `nocache`, `nomc` and `synchronous` are set as C
+//! sets them.
+
+use super::{
+    bad_sectors::{recovery_stride, Sectors, SECTORS_PER_PAGE},
+    device::Device, //
+};
+use crate::{
+    arch::WrittenBack,
+    include::{
+        dax_device::{self, AccessMode},
+        dev_pagemap::Extent,
+        errno, //
+    },
+};
+use kernel::{
+    block::SECTOR_SHIFT,
+    iov::IovIterSource,
+    page::{PAGE_SHIFT, PAGE_SIZE},
+    prelude::*, //
+};
+
+pub(super) static DAX_OPS: dax_device::Table<Device> = dax_device::Table::new();
+
+/// The sectors of `nr_pages` pages.
+fn sectors_of(pgoff: u64, nr_pages: u64) -> Sectors {
+    Sectors {
+        start: pgoff.saturating_mul(SECTORS_PER_PAGE),
+        len: nr_pages.saturating_mul(SECTORS_PER_PAGE),
+    }
+}
+
+impl dax_device::Operations for Device {
+    fn table() -> &'static dax_device::Table<Self> {
+        &DAX_OPS
+    }
+
+    /// 1:1 and without sleeping: the pages at `pgoff` are those of the range. While there are bad
+    /// blocks, no more pages are returned than were asked for, since only those were looked at.
+    fn direct_access(&self, pgoff: u64, nr_pages: usize, mode: AccessMode) -> Result<Extent> {
+        if self.bad_blocks.is_empty() {
+            return self.extent(pgoff, usize::MAX);
+        }
+        let sectors = sectors_of(pgoff, nr_pages as u64);
+        match self.bad_blocks.check(sectors.start, sectors.len) {
+            None => self.extent(pgoff, nr_pages),
+            Some((first_bad, _)) if mode == AccessMode::RecoveryWrite => self.extent(
+                pgoff,
+                recovery_stride(sectors.start, nr_pages, first_bad),
+            ),
+            Some(_) => Err(errno::hwpoison()),
+        }
+    }
+
+    fn zero_page_range(&self, pgoff: u64, nr_pages: usize) -> Result {
+        self.zero_sectors(sectors_of(pgoff, nr_pages as u64))?
+            .claim_nothing();
+        Ok(())
+    }
+
+    /// Only whole pages can be recovered, and only those that were written in full are good again.
+    /// As in C, the list is cleared after the write, and competing recovery writes are kept apart
+    /// by the inode lock that dax_iomap_rw() runs under.
+    fn recovery_write(&self, offset: u64, len: usize, iter: &mut IovIterSource<'_>) -> usize {
+        let first = offset >> PAGE_SHIFT;
+        let pages = (offset + len as u64).div_ceil(PAGE_SIZE as u64) - first;
+        let sectors = sectors_of(first, pages);
+        if self
+            .bad_blocks
+            .check(sectors.start, sectors.len)
+            .is_none()
+        {
+            return self.copy_from_iter(offset, len, iter).unwrap_or(0);
+        }
+        if offset % PAGE_SIZE as u64 != 0 || len % PAGE_SIZE != 0 || self.recover(sectors).is_err()
+        {
+            return 0;
+        }
+        let written = self.copy_from_iter(offset, len, iter).unwrap_or(0);
+        let good = Sectors {
+            start: sectors.start,
+            len: (written / PAGE_SIZE * PAGE_SIZE) as u64 >> SECTOR_SHIFT,
+        };
+        self.recovered(good, WrittenBack::nothing()).claim_nothing();
+        written
+    }
+}

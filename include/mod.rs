@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Safe abstractions over C types, one file per type, and the raw bindings under them.
+//!
+//! `unsafe` lives here and in `arch/` only.
+
+pub(crate) mod badblocks;
+pub(crate) mod bindings;
+pub(crate) mod bio;
+pub(crate) mod cpu;
+pub(crate) mod dax_device;
+pub(crate) mod dev_pagemap;
+pub(crate) mod errno;
+pub(crate) mod gendisk;
+pub(crate) mod module_param;
+pub(crate) mod pmem;
+pub(crate) mod reboot;
+pub(crate) mod resource;
+pub(crate) mod super_block;
+pub(crate) mod task;

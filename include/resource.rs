@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! The map of physical memory: what is where, and reserving a range of it.
+//!
+//! C header: [`include/linux/ioport.h`](srctree/include/linux/ioport.h)
+
+use super::bindings;
+use kernel::{
+    ffi::c_void,
+    prelude::*,
+    str::CString, //
+};
+
+/// What a range of physical addresses is, as /proc/iomem has it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// "System RAM", whole or in part: the kernel's own memory.
+    SystemRam,
+    /// Memory that firmware or the command line has set aside: "Persistent Memory" (legacy or
+    /// not), "Reserved" or "Soft Reserved".
+    SetAside,
+    /// Anything else, nothing, or more than one of these.
+    Other,
+}
+
+/// What `len` bytes at `start` are.
+pub(crate) fn kind(start: u64, len: u64) -> Kind {
+    let intersects = |flags: usize, desc: u32| {
+        // SAFETY: Only looks at the resource tree, under its lock.
+        unsafe { bindings::region_intersects(start, len as usize, flags, u64::from(desc) as usize) }
+    };
+    // IORESOURCE_SYSTEM_RAM is MEM | SYSRAM.
+    let ram = (bindings::IORESOURCE_MEM | bindings::IORESOURCE_SYSRAM) as usize;
+    if intersects(ram, bindings::IORES_DESC_NONE) != bindings::REGION_DISJOINT as i32 {
+        return Kind::SystemRam;
+    }
+    let set_aside = [
+        bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY,
+        bindings::IORES_DESC_PERSISTENT_MEMORY,
+        bindings::IORES_DESC_RESERVED,
+        bindings::IORES_DESC_SOFT_RESERVED,
+    ];
+    let mem = bindings::IORESOURCE_MEM as usize;
+    if set_aside
+        .iter()
+        .any(|&desc| intersects(mem, desc) == bindings::REGION_INTERSECTS as i32)
+    {
+        return Kind::SetAside;
+    }
+    Kind::Other
+}
+
+/// Calls `f` with the start and the length of every range that the firmware's memory map has as
+/// type 12, "Persistent Memory (legacy)", in ascending order.
+pub(crate) fn for_each_legacy_pmem<F: FnMut(u64, u64)>(mut f: F) {
+    extern "C" fn each<F: FnMut(u64, u64)>(res: *mut bindings::resource, arg: *mut c_void) -> i32 {
+        // SAFETY: `arg` is the `f` below, which nobody else uses while the walk lasts.
+        let f = unsafe { &mut *arg.cast::<F>() };
+        // SAFETY: The walk passes a valid resource of its own.
+        let (start, end) = unsafe { ((*res).start, (*res).end) };
+        f(start, end - start + 1);
+        0
+    }
+    // SAFETY: `each` is called with valid resources and `f`, only during this call. It is called
+    // without the resource lock held.
+    unsafe {
+        bindings::walk_iomem_res_desc(
+            bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY as usize,
+            bindings::IORESOURCE_MEM as usize,
+            0,
+            u64::MAX,
+            (&raw mut f).cast(),
+            Some(each::<F>),
+        )
+    };
+}
+
+/// The online NUMA node nearest to the memory at `start`.
+pub(crate) fn node_of(start: u64) -> i32 {
+    // SAFETY: Only looks at tables.
+    unsafe { bindings::rpmem_phys_to_node(start) }
+}
+
+/// A reserved range of physical addresses.
+///
+/// # Invariants
+///
+/// `start` and `len` are those of a busy resource that `request_mem_region()` made, and its name
+/// is `_name`.
+pub(crate) struct MemRegion {
+    start: u64,
+    len: u64,
+    _name: CString,
+}
+
+impl MemRegion {
+    /// Reserves a range under a name for /proc/iomem. `EBUSY` if any of it is taken.
+    pub(crate) fn request(start: u64, len: u64, name: CString) -> Result<Self> {
+        // SAFETY: `name` lives as long as the resource, by the order of drop.
+        if !unsafe { bindings::rpmem_request_mem_region(start, len, name.as_char_ptr()) } {
+            return Err(EBUSY);
+        }
+        // INVARIANT: The request succeeded.
+        Ok(Self {
+            start,
+            len,
+            _name: name,
+        })
+    }
+
+    /// First physical address.
+    pub(crate) fn start(&self) -> u64 {
+        self.start
+    }
+
+    /// Length in bytes.
+    pub(crate) fn len(&self) -> u64 {
+        self.len
+    }
+}
+
+impl Drop for MemRegion {
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariant this range is ours.
+        unsafe { bindings::rpmem_release_mem_region(self.start, self.len) };
+    }
+}
