@@ -1,0 +1,618 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! A QEMU TCG plugin that models the persistence domain of a pmem range.
+//!
+//! Guest RAM is a shared file. Of the pmem range in it the plugin keeps a second
+//! copy, the media: what would be left if the power went now. A guest program takes
+//! jobs from it, runs them, and says when operations begin and are acknowledged;
+//! the plugin draws crash points on the way and writes them to files (see
+//! [`powerfail::image`]).
+//!
+//! Arguments: `ram=` the file behind guest RAM, `low=` how much of it is below 4 GiB
+//! (the rest follows from 4 GiB on), `base=` and `size=` the range's physical address
+//! and length, `jobs=` and `results=` the lists of [`powerfail::job`], and
+//! - `track=off`: jobs and their images only, no model (for verification);
+//! - `strict=on`: locked operations are no fences, so that a missing SFENCE shows;
+//! - `stores=on`: every store to the range is a candidate for a crash;
+//! - `ignore=write-back`, `nt-store` or `fence`: these instructions do nothing to the
+//!   media, as in a kernel that forgets them (to see that a campaign notices).
+//!
+//! It is made for one thread (`-accel tcg,thread=single`), where each callback sees
+//! all of RAM as of one instant.
+
+mod ffi;
+
+use anyhow::{bail, ensure, Context, Result};
+use ffi::{Callbacks, Cpu, Flag, Insn, RegisterHandle, RegisterReader, Store};
+use iced_x86::Register;
+use memmap2::{MmapMut, MmapOptions};
+use powerfail::decode::{decode, Action, Decoded};
+use powerfail::domain::{Domain, PAGE};
+use powerfail::image::{data_extents, load_base, Instant, Name, Point};
+use powerfail::job::{read_lines, Job, Outcome};
+use powerfail::marker::Call;
+use powerfail::sample::Reservoir;
+use powerfail::walk::{self, Control};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write;
+use std::ops::Range;
+use std::sync::Mutex;
+
+qemu_plugin!(Plugin::new);
+
+/// How the plugin was told to behave.
+struct Config {
+    /// The range's physical address.
+    base: u64,
+    /// Where it lies in the RAM file.
+    range: Range<usize>,
+    layout: Layout,
+    track: bool,
+    strict: bool,
+    stores: bool,
+    ignore: Option<Action>,
+}
+
+/// How physical addresses lie in the RAM file.
+#[derive(Clone, Copy)]
+struct Layout {
+    low: u64,
+}
+
+impl Layout {
+    fn file_offset(self, phys: u64) -> Option<usize> {
+        const HIGH: u64 = 4 << 30;
+        match phys.checked_sub(HIGH) {
+            Some(above) => Some((self.low + above) as usize),
+            None => (phys < self.low).then_some(phys as usize),
+        }
+    }
+}
+
+struct Plugin {
+    config: Config,
+    /// Per vCPU: something is pending, so that a fence matters.
+    pending: Flag,
+    /// Every instruction that is instrumented, so that translating it again needs no
+    /// new memory.
+    known: Mutex<HashMap<(u64, [u8; 16]), &'static Hook>>,
+    state: Mutex<State>,
+}
+
+/// What is attached to an instrumented instruction.
+enum Hook {
+    Decoded(Decoded),
+    /// Any instruction, for `stores=on`.
+    Store,
+}
+
+static STORE: Hook = Hook::Store;
+
+struct State {
+    ram_file: File,
+    ram: MmapMut,
+    media: MmapMut,
+    domain: Domain,
+    registers: HashMap<String, RegisterHandle>,
+    reader: RegisterReader,
+    jobs: std::vec::IntoIter<(usize, Job)>,
+    results: File,
+    run: Option<Run>,
+}
+
+/// The job in progress.
+struct Run {
+    number: usize,
+    job: Job,
+    reservoir: Reservoir,
+    drawn: Vec<Option<Point>>,
+    marked: Vec<Point>,
+    active: bool,
+    /// Write-backs, non-temporal stores and stores since the last fence.
+    burst: u64,
+    begun: Option<u64>,
+    acked: Option<u64>,
+    result: Option<String>,
+}
+
+impl Plugin {
+    fn new(args: Vec<String>) -> Result<&'static Plugin> {
+        let mut args: HashMap<_, _> = args
+            .iter()
+            .map(|a| {
+                a.split_once('=')
+                    .with_context(|| format!("'{a}' is not name=value"))
+            })
+            .collect::<Result<_>>()?;
+        let mut take = |name: &str| args.remove(name);
+        let mut required = |name: &str| take(name).with_context(|| format!("{name}= is missing"));
+        let ram_file = File::options()
+            .read(true)
+            .write(true)
+            .open(required("ram")?)
+            .context("ram=")?;
+        let layout = Layout {
+            low: number(required("low")?)?,
+        };
+        let (base, size) = (
+            number(required("base")?)?,
+            number(required("size")?)? as usize,
+        );
+        let start = layout
+            .file_offset(base)
+            .context("base= is in the hole below 4 GiB")?;
+        let jobs: Vec<Job> = read_lines(required("jobs")?.as_ref())?;
+        let results = File::options()
+            .append(true)
+            .create(true)
+            .open(required("results")?)
+            .context("results=")?;
+        let mut switch = |name: &str, default| match take(name) {
+            None => Ok(default),
+            Some("on") => Ok(true),
+            Some("off") => Ok(false),
+            Some(other) => bail!("{name}={other}: on or off is expected"),
+        };
+        let config = Config {
+            base,
+            range: start..start + size,
+            layout,
+            track: switch("track", true)?,
+            strict: switch("strict", false)?,
+            stores: switch("stores", false)?,
+            ignore: match take("ignore") {
+                None => None,
+                Some("write-back") => Some(Action::WriteBack),
+                Some("nt-store") => Some(Action::NtStore),
+                Some("fence") => Some(Action::Fence),
+                Some(other) => bail!("ignore={other}: write-back, nt-store or fence is expected"),
+            },
+        };
+        ensure!(args.is_empty(), "unknown arguments: {args:?}");
+        let ram = ffi::map_shared(&ram_file)?;
+        ensure!(
+            start % PAGE == 0 && size % PAGE == 0,
+            "base= and size= must be whole pages"
+        );
+        ensure!(
+            start + size <= ram.len(),
+            "the range ends after RAM ({} bytes)",
+            ram.len()
+        );
+        let state = State {
+            ram_file,
+            ram,
+            media: MmapOptions::new().len(size).map_anon()?,
+            domain: Domain::new(size),
+            registers: HashMap::new(),
+            reader: RegisterReader::new(),
+            jobs: jobs.into_iter().enumerate().collect::<Vec<_>>().into_iter(),
+            results,
+            run: None,
+        };
+        Ok(Box::leak(Box::new(Plugin {
+            config,
+            pending: Flag::new(),
+            known: Mutex::default(),
+            state: Mutex::new(state),
+        })))
+    }
+}
+
+fn number(text: &str) -> Result<u64> {
+    let parsed = match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    };
+    parsed.with_context(|| format!("'{text}' is not a number"))
+}
+
+impl Callbacks for Plugin {
+    type Data = Hook;
+
+    fn vcpu_init(&self, _cpu: Cpu) {
+        let mut state = self.state.lock().unwrap();
+        if state.registers.is_empty() {
+            state.registers = ffi::list_registers().into_iter().collect();
+        }
+    }
+
+    fn translate(&self, insn: &Insn) {
+        let (bytes, len) = insn.bytes();
+        let vaddr = insn.vaddr();
+        let Some(decoded) = decode(&bytes[..len], vaddr) else {
+            if self.config.stores {
+                insn.on_store::<Plugin>(&STORE, false);
+            }
+            return;
+        };
+        if !self.config.track && decoded.action != Action::Marker {
+            return;
+        }
+        let hook = *self
+            .known
+            .lock()
+            .unwrap()
+            .entry((vaddr, bytes))
+            .or_insert_with(|| Box::leak(Box::new(Hook::Decoded(decoded))));
+        match decoded.action {
+            Action::Fence | Action::Locked => insn.before_if::<Plugin>(&self.pending, hook),
+            Action::NtStore => insn.on_store::<Plugin>(hook, true),
+            _ => insn.before::<Plugin>(hook),
+        }
+        if self.config.stores && decoded.action == Action::Locked {
+            insn.on_store::<Plugin>(&STORE, false);
+        }
+    }
+
+    fn before(&self, cpu: Cpu, hook: &'static Hook) {
+        let Hook::Decoded(decoded) = hook else { return };
+        let mut state = self.state.lock().unwrap();
+        if let Err(e) = state.execute(&self.config, cpu, decoded) {
+            // A harness that went wrong must not look like a guest that went right.
+            eprintln!("powerfail: {e:#}");
+            std::process::abort();
+        }
+        self.pending.set(cpu, state.domain.has_pending(cpu));
+    }
+
+    fn stored(&self, cpu: Cpu, store: Store, hook: &'static Hook) {
+        let mut state = self.state.lock().unwrap();
+        match hook {
+            Hook::Store => {
+                if state.in_range(&self.config, store.phys).is_some() {
+                    state.burst(&self.config, Instant::Store);
+                }
+            }
+            Hook::Decoded(_) => {
+                state.nt_store(&self.config, cpu, store);
+                self.pending.set(cpu, state.domain.has_pending(cpu));
+            }
+        }
+    }
+
+    fn at_exit(&self) {
+        if let Err(e) = self.state.lock().unwrap().finish() {
+            eprintln!("powerfail: {e:#}");
+        }
+    }
+}
+
+impl State {
+    fn register(&mut self, name: &str) -> u64 {
+        let handle = self.registers[name];
+        self.reader.read(handle)
+    }
+
+    fn translate(&mut self, layout: Layout, vaddr: u64) -> Option<u64> {
+        let control = Control {
+            cr0: self.register("cr0"),
+            cr3: self.register("cr3"),
+            cr4: self.register("cr4"),
+        };
+        walk::translate(control, vaddr, |phys| {
+            let at = layout.file_offset(phys)?;
+            let word = self.ram.get(at..at.checked_add(8)?)?;
+            Some(u64::from_le_bytes(word.try_into().expect("8 bytes")))
+        })
+    }
+
+    fn in_range(&self, config: &Config, phys: u64) -> Option<usize> {
+        let offset = phys.checked_sub(config.base)? as usize;
+        (offset < config.range.len()).then_some(offset)
+    }
+
+    /// An instruction that matters is about to run.
+    fn execute(&mut self, config: &Config, cpu: Cpu, decoded: &Decoded) -> Result<()> {
+        let range = config.range.clone();
+        match decoded.action {
+            Action::WriteBack | Action::Flush => {
+                let vaddr = decoded.operand(|register| {
+                    let name = match register {
+                        Register::FS => "fs_base".to_owned(),
+                        Register::GS => "gs_base".to_owned(),
+                        other => format!("{other:?}").to_lowercase(),
+                    };
+                    self.register(&name)
+                });
+                let Some(offset) = self
+                    .translate(config.layout, vaddr)
+                    .and_then(|p| self.in_range(config, p))
+                else {
+                    return Ok(());
+                };
+                if config.ignore == Some(Action::WriteBack) {
+                    return Ok(());
+                }
+                let ram = &self.ram[range];
+                if decoded.action == Action::WriteBack {
+                    self.domain.write_back(cpu, offset, ram);
+                } else {
+                    self.domain.flush(offset, ram, &mut self.media);
+                }
+                self.burst(config, Instant::Flush);
+            }
+            Action::FlushAll => {
+                let live = self.live(config)?;
+                self.domain
+                    .flush_all(&self.ram[range], &mut self.media, &live);
+            }
+            Action::Locked if config.strict => {}
+            Action::Fence | Action::Locked => {
+                if config.ignore == Some(Action::Fence) {
+                    return Ok(());
+                }
+                self.offer(config, Instant::BeforeFence);
+                if decoded.action == Action::Fence {
+                    self.domain.fence(cpu, &mut self.media);
+                } else {
+                    self.domain.locked(cpu, &mut self.media);
+                }
+                self.offer(config, Instant::AfterFence);
+                if let Some(run) = &mut self.run {
+                    run.burst = 0;
+                }
+            }
+            Action::NtStore => unreachable!("stores have their own callback"),
+            Action::Marker => {
+                let (call, a, b) = (
+                    self.register("rdi"),
+                    self.register("rsi"),
+                    self.register("rdx"),
+                );
+                self.call(config, call, a, b)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn nt_store(&mut self, config: &Config, cpu: Cpu, store: Store) {
+        if config.ignore == Some(Action::NtStore) {
+            return;
+        }
+        let range = config.range.clone();
+        // The part in the next page, if any, may be anywhere.
+        let first = store.size.min(PAGE - store.phys as usize % PAGE);
+        let mut parts = vec![(Some(store.phys), first)];
+        if first < store.size {
+            parts.push((
+                self.translate(config.layout, store.vaddr + first as u64),
+                store.size - first,
+            ));
+        }
+        for (phys, len) in parts {
+            if let Some(offset) = phys.and_then(|p| self.in_range(config, p)) {
+                self.domain
+                    .nt_store(cpu, offset, len, &self.ram[range.clone()]);
+                self.burst(config, Instant::NtStore);
+            }
+        }
+    }
+
+    /// A candidate, if it is the 1st, 2nd, 4th, 8th … of its kind since the last
+    /// fence: long flushes must not crowd out everything else.
+    fn burst(&mut self, config: &Config, instant: Instant) {
+        let Some(run) = &mut self.run else { return };
+        run.burst += 1;
+        if run.burst.is_power_of_two() {
+            self.offer(config, instant);
+        }
+    }
+
+    /// This instant is a candidate for a crash.
+    fn offer(&mut self, config: &Config, instant: Instant) {
+        let Some(run) = self.run.as_mut().filter(|r| r.active) else {
+            return;
+        };
+        let Some(slot) = run.reservoir.offer() else {
+            return;
+        };
+        let number = run.reservoir.seen();
+        let point = self.capture(config, instant, number);
+        let drawn = &mut self.run.as_mut().expect("checked above").drawn;
+        drawn.resize_with(drawn.len().max(slot + 1), || None);
+        drawn[slot] = Some(point);
+    }
+
+    fn capture(&self, config: &Config, instant: Instant, number: u64) -> Point {
+        let (begun, acked) = self
+            .run
+            .as_ref()
+            .map_or((None, None), |r| (r.begun, r.acked));
+        let live = self
+            .live(config)
+            .expect("the RAM file can be searched for data");
+        let ram = &self.ram[config.range.clone()];
+        let name = Name {
+            instant,
+            number,
+            begun,
+            acked,
+        };
+        Point::capture(name, &self.media, ram, self.domain.touched_pages(), &live)
+    }
+
+    fn live(&self, config: &Config) -> Result<Vec<Range<usize>>> {
+        data_extents(
+            &self.ram_file,
+            config.range.start as u64,
+            config.range.len() as u64,
+        )
+    }
+
+    fn call(&mut self, config: &Config, call: u64, a: u64, b: u64) -> Result<()> {
+        let call = Call::from_number(call).with_context(|| format!("unknown marker {call}"))?;
+        match call {
+            Call::Next => {
+                self.finish()?;
+                let text = match self.jobs.next() {
+                    Some((number, job)) => self.start(config, number, job)?,
+                    None => String::new(),
+                };
+                ensure!(
+                    text.len() < b as usize,
+                    "a job's text does not fit into {b} bytes"
+                );
+                return self.write_guest(config, a, &[text.as_bytes(), b"\0"].concat());
+            }
+            Call::Result => {
+                let text = self.read_guest(config, a, b as usize)?;
+                let run = self.run.as_mut().context("a result without a job")?;
+                run.result = Some(String::from_utf8_lossy(&text).into_owned());
+            }
+            Call::Point => {
+                let point = self.capture(config, Instant::Marker, a);
+                self.run
+                    .as_mut()
+                    .context("a point without a job")?
+                    .marked
+                    .push(point);
+            }
+            Call::Start | Call::Stop => {
+                self.run.as_mut().context("start without a job")?.active = call == Call::Start;
+            }
+            Call::Begin => {
+                self.run
+                    .as_mut()
+                    .context("an operation without a job")?
+                    .begun = Some(a);
+                self.offer(config, Instant::Operation);
+            }
+            Call::Ack => {
+                self.run
+                    .as_mut()
+                    .context("an operation without a job")?
+                    .acked = Some(a);
+                self.offer(config, Instant::Operation);
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts the job's image into place; returns its text.
+    fn start(&mut self, config: &Config, number: usize, job: Job) -> Result<String> {
+        ffi::punch_hole(
+            &self.ram_file,
+            config.range.start as u64,
+            config.range.len() as u64,
+        )?;
+        let ram = &mut self.ram[config.range.clone()];
+        load_base(&job.base, ram)?;
+        if let Some(crash) = &job.crash {
+            Point::load(&crash.point)?.apply(crash.kind, crash.seed, ram);
+        }
+        if config.track {
+            ffi::drop_contents(&mut self.media)?;
+            for extent in data_extents(
+                &self.ram_file,
+                config.range.start as u64,
+                config.range.len() as u64,
+            )? {
+                let at = config.range.start + extent.start;
+                self.media[extent.clone()].copy_from_slice(&self.ram[at..at + extent.len()]);
+            }
+            self.domain.reset();
+        }
+        let (points, seed) = job.sample.as_ref().map_or((0, 0), |s| (s.points, s.seed));
+        let text = job.text.clone();
+        self.run = Some(Run {
+            number,
+            job,
+            reservoir: Reservoir::new(points, seed),
+            drawn: Vec::new(),
+            marked: Vec::new(),
+            active: false,
+            burst: 0,
+            begun: None,
+            acked: None,
+            result: None,
+        });
+        Ok(text)
+    }
+
+    /// Writes down what came of the job in progress.
+    fn finish(&mut self) -> Result<()> {
+        let Some(run) = self.run.take() else {
+            return Ok(());
+        };
+        let mut points = Vec::new();
+        if let Some(sample) = &run.job.sample {
+            let mut all: Vec<Point> = run.drawn.into_iter().flatten().chain(run.marked).collect();
+            all.sort_by_key(|p| {
+                (
+                    p.header.name.instant == Instant::Marker,
+                    p.header.name.number,
+                )
+            });
+            for (i, point) in all.iter().enumerate() {
+                let path = sample.out.join(format!("{}-{i}.point", run.number));
+                point.save(&path)?;
+                points.push(path);
+            }
+        }
+        let c = self.domain.counters;
+        let counters = BTreeMap::from(
+            [
+                ("write-backs", c.write_backs),
+                ("flushes", c.flushes),
+                ("nt-stores", c.nt_stores),
+                ("fences", c.fences),
+                ("locked", c.locked),
+            ]
+            .map(|(name, n)| (name.to_owned(), n)),
+        );
+        let outcome = Outcome {
+            job: run.number,
+            result: run.result,
+            points,
+            candidates: run.reservoir.seen(),
+            counters,
+        };
+        // One write, so that who follows the file sees whole lines.
+        let line = powerfail::job::to_line(&outcome)?;
+        Ok(self.results.write_all(line.as_bytes())?)
+    }
+
+    fn read_guest(&mut self, config: &Config, vaddr: u64, len: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::with_capacity(len);
+        self.guest_pieces(config, vaddr, len, |ram, _| bytes.extend_from_slice(ram))?;
+        Ok(bytes)
+    }
+
+    fn write_guest(&mut self, config: &Config, vaddr: u64, bytes: &[u8]) -> Result<()> {
+        self.guest_pieces(config, vaddr, bytes.len(), |ram, at| {
+            ram.copy_from_slice(&bytes[at..at + ram.len()])
+        })
+    }
+
+    /// Calls `f` with each piece of a guest buffer that lies in one page, and where in
+    /// the buffer it is.
+    fn guest_pieces(
+        &mut self,
+        config: &Config,
+        vaddr: u64,
+        len: usize,
+        mut f: impl FnMut(&mut [u8], usize),
+    ) -> Result<()> {
+        let mut at = 0;
+        while at < len {
+            let here = vaddr + at as u64;
+            let n = (len - at).min(PAGE - here as usize % PAGE);
+            let phys = self
+                .translate(config.layout, here)
+                .with_context(|| format!("guest address {here:#x} is not present"))?;
+            let offset = config
+                .layout
+                .file_offset(phys)
+                .context("guest buffer outside RAM")?;
+            let ram = self
+                .ram
+                .get_mut(offset..offset + n)
+                .context("guest buffer outside RAM")?;
+            f(ram, at);
+            at += n;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,83 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What the host asks the plugin to do: a list of jobs, one JSON object a line.
+//! The guest takes them one after the other with [`crate::marker::next`].
+
+use crate::image::Kind;
+use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+/// One job: an image to put into the pmem range and what the guest does with it.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Job {
+    /// The image the range starts from; sparse, not longer than the range.
+    pub base: PathBuf,
+    /// A crash point on top of it, and which of its images.
+    pub crash: Option<Crash>,
+    /// Draw crash points from what the guest does.
+    pub sample: Option<Sample>,
+    /// Passed to the guest.
+    pub text: String,
+}
+
+/// An image after a crash.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Crash {
+    /// The point's file.
+    pub point: PathBuf,
+    /// Which lines that were dirty survive.
+    pub kind: Kind,
+    /// The seed that draws them for [`Kind::Random`].
+    pub seed: u64,
+}
+
+/// How crash points are drawn.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sample {
+    /// How many.
+    pub points: usize,
+    /// The seed that draws them.
+    pub seed: u64,
+    /// The directory they are written to.
+    pub out: PathBuf,
+}
+
+/// The result of a job, one JSON object a line.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Outcome {
+    /// The job's number in the list, from 0.
+    pub job: usize,
+    /// What the guest reported; `None` if it went on without a result.
+    pub result: Option<String>,
+    /// The crash points that were taken.
+    pub points: Vec<PathBuf>,
+    /// How many instants were candidates.
+    pub candidates: u64,
+    /// What happened in the persistence domain, by name.
+    pub counters: std::collections::BTreeMap<String, u64>,
+}
+
+/// One line of a list.
+pub fn to_line<T: Serialize>(item: &T) -> Result<String> {
+    Ok(serde_json::to_string(item)? + "\n")
+}
+
+/// Writes a list of lines.
+pub fn write_lines<T: Serialize>(path: &Path, list: &[T]) -> Result<()> {
+    let text = list.iter().map(to_line).collect::<Result<String>>()?;
+    std::fs::write(path, text).with_context(|| format!("writing {}", path.display()))
+}
+
+/// Reads a list of lines; a last line that is still being written is left out.
+pub fn read_lines<T: for<'a> Deserialize<'a>>(path: &Path) -> Result<Vec<T>> {
+    let text =
+        std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+    whole
+        .lines()
+        .map(|line| {
+            serde_json::from_str(line).with_context(|| format!("{}: {line}", path.display()))
+        })
+        .collect()
+}
