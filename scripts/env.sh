@@ -74,7 +74,7 @@ step() {
 with_lock() {
 	local name=$1 fd
 	shift
-	mkdir -p "$cache/locks"
+	mkdir -p "$cache/locks" || die "cannot create the cache $cache (XDG_CACHE_HOME= moves it)"
 	exec {fd}>"$cache/locks/$name.lock"
 	flock -n "$fd" || { say "waiting for another run that holds $name …"; flock "$fd"; }
 	"$@"
