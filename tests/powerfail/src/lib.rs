@@ -15,5 +15,7 @@ pub mod domain;
 pub mod image;
 pub mod job;
 pub mod marker;
+pub mod model;
 pub mod sample;
 pub mod walk;
+pub mod workload;
