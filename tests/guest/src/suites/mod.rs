@@ -3,14 +3,27 @@
 //! The suites. Each file is one; a test's full name is `suite::name`.
 
 mod block;
+mod flows;
+mod dax;
+mod fio;
+mod load;
+mod params;
 
 use crate::test::{Suite, Test};
 
+/// Every suite: its name and what fills it.
+const SUITES: &[(&str, fn(&mut Suite))] = &[
+    ("block", block::suite), ("flows", flows::suite),
+    ("dax", dax::suite),
+    ("params", params::suite),
+    ("load", load::suite),
+    ("fio", fio::suite),
+];
+
 /// Every test of every suite, in the order in which they are run.
 pub fn all() -> Vec<Test> {
-    let suites: &[(&'static str, fn(&mut Suite))] = &[("block", block::suite)];
     let mut tests = Vec::new();
-    for (name, fill) in suites {
+    for (name, fill) in SUITES {
         let mut suite = Suite::new(name);
         fill(&mut suite);
         tests.append(&mut suite.tests);

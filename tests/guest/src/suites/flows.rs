@@ -1,0 +1,543 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! How a store into a mapping becomes durable: the five flows of an application, and the other
+//! ways that lead to write-back. Each test knows which pages it dirtied and says which pages have
+//! to be flushed: those, no others, each once.
+//!
+//! What "once" means: a page's entry is flushed as a whole, so one dirty byte of a 2 MiB (PMD)
+//! entry flushes its 512 pages, and one of a 4 KiB (PTE) entry its page.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use nix::errno::Errno;
+use proto::Tag;
+
+use crate::fixture::child::{spawn, End};
+use crate::fixture::dax::{allocated, Model};
+use crate::fixture::flushes::{expect_clean, Flushed, Reason};
+use crate::fixture::fs::physical;
+use crate::fixture::io::{read_at, same};
+use crate::fixture::{pattern, sh, Dax, Flushes, Fs, Mapping, MIB, PAGE, PMD};
+use crate::test::{Ctx, Suite};
+
+pub fn suite(s: &mut Suite) {
+    for fs in Fs::ALL {
+        for huge in [false, true] {
+            let size = if huge { "pmd" } else { "pte" };
+            for flow in Flow::ALL {
+                let test = s.test(format!("{}_{fs}_{size}", flow.name()), move |ctx| {
+                    run(ctx, fs, huge, flow)
+                });
+                if flow == Flow::MmapWriteFsyncClose {
+                    test.tag(Tag::Smoke);
+                }
+            }
+            s.test(format!("store_after_fsync_{fs}_{size}"), move |ctx| {
+                store_after_fsync(ctx, fs, huge)
+            });
+            s.test(format!("times_and_blocks_{fs}_{size}"), move |ctx| {
+                times_and_blocks(ctx, fs, huge)
+            });
+            s.test(format!("other_ways_{fs}_{size}"), move |ctx| other_ways(ctx, fs, huge));
+        }
+        s.test(format!("one_page_of_1g_{fs}"), move |ctx| one_page_of_1g(ctx, fs));
+        s.test(format!("msync_of_a_part_{fs}"), move |ctx| msync_of_a_part(ctx, fs));
+        s.test(format!("part_of_a_pmd_{fs}"), move |ctx| part_of_a_pmd(ctx, fs));
+        s.test(format!("many_runs_{fs}"), move |ctx| many_runs(ctx, fs));
+        s.test(format!("entries_stay_usable_{fs}"), move |ctx| entries_stay_usable(ctx, fs));
+    }
+}
+
+/// The five flows. Stores and the call that makes them durable are in the name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Flow {
+    MmapWriteMsyncClose,
+    MmapWriteFsyncClose,
+    MmapWriteMunmapFsyncClose,
+    MmapWriteSync,
+    OpenMmapCloseWriteMsync,
+}
+
+impl Flow {
+    const ALL: [Flow; 5] = [
+        Flow::MmapWriteMsyncClose,
+        Flow::MmapWriteFsyncClose,
+        Flow::MmapWriteMunmapFsyncClose,
+        Flow::MmapWriteSync,
+        Flow::OpenMmapCloseWriteMsync,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Flow::MmapWriteMsyncClose => "mmap_write_msync_close",
+            Flow::MmapWriteFsyncClose => "mmap_write_fsync_close",
+            Flow::MmapWriteMunmapFsyncClose => "mmap_write_munmap_fsync_close",
+            Flow::MmapWriteSync => "mmap_write_sync",
+            Flow::OpenMmapCloseWriteMsync => "open_mmap_close_write_msync",
+        }
+    }
+}
+
+/// Pages that a flow writes: alone, next to each other, the first and the last.
+const PAGES: &[u64] = &[0, 3, 4, 5, 17, 100, 101, 102, 103, 104, 200, 255];
+
+/// The pages that have to be flushed when these are written.
+fn entries_of(pages: &[u64], huge: bool) -> Vec<u64> {
+    if !huge {
+        return pages.to_vec();
+    }
+    let pmds: std::collections::BTreeSet<_> = pages.iter().map(|p| p / 512).collect();
+    pmds.into_iter().flat_map(|p| p * 512..(p + 1) * 512).collect()
+}
+
+/// Stores a pattern into each of the pages; all of them in the first PMD.
+fn store(map: &Mapping, model: &mut Model, seed: u64, pages: &[u64]) {
+    for &page in pages {
+        let data = pattern(seed, page * PAGE, PAGE as usize);
+        map.write(page * PAGE, &data);
+        model.put(page * PAGE, &data);
+    }
+}
+
+fn run(ctx: &Ctx, fs: Fs, huge: bool, flow: Flow) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.file("f", huge)?;
+    let len = file.metadata()?.len();
+    let mut model = Model::zeroed(len);
+    let flushes = Flushes::watch()?;
+
+    let opened = dax.mount.open("f")?;
+    let map = Mapping::shared(&opened, 0, len)?;
+    if flow == Flow::OpenMmapCloseWriteMsync {
+        drop(opened);
+        store(&map, &mut model, 1, PAGES);
+        map.expect_huge(0, huge)?;
+        map.msync(0, len)?;
+        finish(&flushes, &file, huge, Some(&map))?;
+    } else {
+        store(&map, &mut model, 1, PAGES);
+        map.expect_huge(0, huge)?;
+        ensure!(map.dirty()? > 0, "nothing is dirty before the call");
+        match flow {
+            Flow::MmapWriteMsyncClose => {
+                map.msync(0, len)?;
+                finish(&flushes, &file, huge, Some(&map))?;
+                drop(map);
+                drop(opened);
+            }
+            Flow::MmapWriteFsyncClose => {
+                opened.sync_all()?;
+                finish(&flushes, &file, huge, Some(&map))?;
+                drop(opened);
+                drop(map);
+            }
+            Flow::MmapWriteMunmapFsyncClose => {
+                drop(map);
+                opened.sync_all()?;
+                finish(&flushes, &file, huge, None)?;
+                drop(opened);
+            }
+            Flow::MmapWriteSync => {
+                // SAFETY: no arguments, no memory.
+                unsafe { libc::sync() };
+                finish(&flushes, &file, huge, Some(&map))?;
+                drop(map);
+                drop(opened);
+            }
+            Flow::OpenMmapCloseWriteMsync => unreachable!("done above"),
+        }
+    }
+    flushes.take(&file)?.expect_none("after close")?;
+
+    // What was stored is in the device, in the file, and there after a remount.
+    let raw = dax.disk().open_direct()?;
+    for &page in PAGES {
+        let at = physical(&file, page * PAGE)?;
+        let got = read_at(&raw, at, PAGE as usize)?;
+        let want = &model.0[(page * PAGE) as usize..][..PAGE as usize];
+        same(&format!("page {page} in the device"), &got, want)?;
+    }
+    drop((raw, file, flushes));
+    let Dax { mount, driver } = dax;
+    let mount = mount.remount()?;
+    model.expect("after a remount", &mount.open("f")?, None)?;
+    mount.unmount()?.check()?;
+    driver.unload()
+}
+
+/// The pages were flushed, and nothing dirty is left.
+fn finish(flushes: &Flushes, file: &File, huge: bool, map: Option<&Mapping>) -> Result<()> {
+    let flushed = flushes.take(file)?;
+    expect_all(&flushed, &entries_of(PAGES, huge))?;
+    expect_clean("after the call", flushes, file, map)
+}
+
+/// Exactly `want` was flushed by the call. What went away dirty with its mapping may have been
+/// flushed there and then (`flush_on_unmap`), and is then not flushed for the call again.
+fn expect_all(flushed: &Flushed, want: &[u64]) -> Result<()> {
+    flushed.of(Reason::Unmap).pages().iter().try_for_each(|p| {
+        ensure!(want.contains(p), "unmap flushed page {p}, which was not written");
+        Ok(())
+    })?;
+    if flushed.of(Reason::Unmap).is_empty() {
+        return flushed.expect("flushed", want.iter().copied());
+    }
+    let got = flushed.pages();
+    let missing: Vec<_> = want.iter().filter(|p| !got.contains(p)).collect();
+    ensure!(missing.is_empty(), "pages not flushed: {missing:?}");
+    Ok(())
+}
+
+/// A store after write-back dirties its page again: write-back has to take write access away, or
+/// the store goes unnoticed and the next fsync loses it.
+fn store_after_fsync(ctx: &Ctx, fs: Fs, huge: bool) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.file("f", huge)?;
+    let len = file.metadata()?.len();
+    // A second mapping of the same pages must lose write access as well.
+    let map = Mapping::shared(&file, 0, len)?;
+    let other = Mapping::shared(&file, 0, len)?;
+    let mut model = Model::zeroed(len);
+    let flushes = Flushes::watch()?;
+    for round in 0..4 {
+        let first = if round % 2 == 0 { &map } else { &other };
+        store(first, &mut model, round * 2, &[7, 8, 9]);
+        store(&other, &mut model, round * 2 + 1, &[8]);
+        file.sync_all()?;
+        let flushed = flushes.take(&file)?;
+        flushed.expect(&format!("round {round}"), entries_of(&[7, 8, 9], huge))?;
+        flushed.expect_memory(&file, dax.disk())?;
+        for (name, map) in [("first", &map), ("second", &other)] {
+            let dirty = map.dirty()?;
+            ensure!(dirty == 0, "{dirty} bytes of the {name} mapping are dirty after fsync");
+        }
+        model.expect("after fsync", &file, Some(&map))?;
+    }
+    drop((map, other, file));
+    dax.check()?.unload()
+}
+
+/// What generic/080 of xfstests asks for: a page that was read first and then written through the
+/// mapping updates mtime and ctime and gets its blocks, and so again after fsync.
+fn times_and_blocks(ctx: &Ctx, fs: Fs, huge: bool) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.mount.create("f")?;
+    let len = if huge { 2 * PMD } else { 16 * PAGE };
+    file.set_len(len)?;
+    if huge {
+        // Blocks are where a PMD can map them.
+        drop(file);
+        std::fs::remove_file(dax.mount.path("f"))?;
+        dax.mount.allocate_huge("f", len, dax.disk())?;
+    }
+    let file = dax.mount.open("f")?;
+    file.sync_all()?;
+    let times = |file: &File| -> Result<_> {
+        let m = file.metadata()?;
+        Ok(((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec())))
+    };
+    let map = Mapping::shared(&file, 0, len)?;
+    let blocks = allocated(&file)?;
+    ensure!(map.peek(0) == 0 && map.peek(PAGE) == 0, "a new file is not zero");
+    ensure!(allocated(&file)? == blocks, "reading allocated blocks");
+
+    let mut before = times(&file)?;
+    for (round, write_back) in ["read", "fsync", "msync", "fsync"].into_iter().enumerate() {
+        // Times move in ticks.
+        std::thread::sleep(Duration::from_millis(30));
+        map.touch(5, round as u8 + 1);
+        let after = times(&file)?;
+        ensure!(after.0 > before.0, "mtime stayed after {write_back} and a store: {before:?}");
+        ensure!(after.1 > before.1, "ctime stayed after {write_back} and a store: {before:?}");
+        before = after;
+        match round {
+            1 => map.msync(0, PAGE)?,
+            _ => file.sync_all()?,
+        }
+        let synced = times(&file)?;
+        ensure!(synced == before, "write-back changed the times");
+    }
+    if !huge {
+        let got = allocated(&file)?;
+        ensure!(
+            got >= blocks + PAGE && got <= blocks + len,
+            "{blocks} bytes were allocated before the store, {got} after it"
+        );
+    }
+    drop((map, file));
+    dax.check()?.unload()
+}
+
+/// Everything else that has to write back: fdatasync, syncfs, sync_file_range, freezing,
+/// remounting read-only, unmounting, the death of the process.
+fn other_ways(ctx: &Ctx, fs: Fs, huge: bool) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.file("f", huge)?;
+    let len = file.metadata()?.len();
+    let map = Mapping::shared(&file, 0, len)?;
+    let mut model = Model::zeroed(len);
+    let flushes = Flushes::watch()?;
+    let pages = [1, 2, 64];
+    let want = || entries_of(&pages, huge);
+    let mut seed = 10;
+    let mut dirty = |model: &mut Model| {
+        seed += 1;
+        store(&map, model, seed, &pages);
+    };
+
+    dirty(&mut model);
+    file.sync_data()?;
+    flushes.take(&file)?.expect("fdatasync", want())?;
+
+    dirty(&mut model);
+    // SAFETY: a descriptor.
+    Errno::result(unsafe { libc::syncfs(file.as_raw_fd()) })?;
+    flushes.take(&file)?.expect("syncfs", want())?;
+
+    dirty(&mut model);
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE
+        | libc::SYNC_FILE_RANGE_WRITE
+        | libc::SYNC_FILE_RANGE_WAIT_AFTER;
+    // SAFETY: plain numbers.
+    Errno::result(unsafe { libc::sync_file_range(file.as_raw_fd(), 0, len as i64, flags) })?;
+    // A full sync_file_range is a data integrity write-out only by WAIT_BEFORE|WAIT_AFTER; what
+    // it leaves the next fsync takes.
+    let by_range = flushes.take(&file)?;
+    file.sync_data()?;
+    let by_fsync = flushes.take(&file)?;
+    let both: Vec<u64> = by_range.pages().union(&by_fsync.pages()).copied().collect();
+    ensure!(both == want(), "sync_file_range, then fdatasync, flushed {both:?}");
+
+    dirty(&mut model);
+    dax.mount.freeze()?;
+    let frozen = flushes.take(&file)?;
+    dax.mount.thaw()?;
+    frozen.expect("freeze", want())?;
+    expect_clean("after freeze", &flushes, &file, Some(&map))?;
+
+    // A process that dies with a dirty mapping; nothing is flushed twice for one store.
+    let path = dax.mount.path("f");
+    let data = pattern(99, 7 * PAGE, PAGE as usize);
+    let end = spawn(|| {
+        let file = File::options().read(true).write(true).open(&path)?;
+        let map = Mapping::shared(&file, 0, len)?;
+        map.write(7 * PAGE, &data);
+        std::mem::forget(map);
+        Ok(())
+    })?
+    .end()?;
+    ensure!(end == End::Done, "{end:?}");
+    model.put(7 * PAGE, &data);
+    file.sync_data()?;
+    expect_all(&flushes.take(&file)?, &entries_of(&[7], huge))?;
+
+    let dir = dax.mount.dir.display().to_string();
+    drop(map);
+    flushes.forget()?;
+    let map = Mapping::shared(&file, 0, len)?;
+    store(&map, &mut model, 50, &pages);
+    drop(map);
+    drop(file);
+    sh(format!("mount -o remount,ro {dir}"))?;
+    let file = File::open(dax.mount.path("f"))?;
+    expect_all(&flushes.take(&file)?, &want())?;
+    drop(file);
+    sh(format!("mount -o remount,rw {dir}"))?;
+
+    let file = dax.mount.open("f")?;
+    model.expect("after remount,ro", &file, None)?;
+    let map = Mapping::shared(&file, 0, len)?;
+    store(&map, &mut model, 51, &pages);
+    drop((map, file));
+    let Dax { mount, driver } = dax;
+    let mount = mount.remount()?;
+    model.expect("after unmounting", &mount.open("f")?, None)?;
+    drop(flushes);
+    mount.unmount()?.check()?;
+    driver.unload()
+}
+
+/// The cost of fsync is that of what is dirty: one page of a 1 GiB mapping.
+fn one_page_of_1g(ctx: &Ctx, fs: Fs) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.mount.create("f")?;
+    let size = 1024 * MIB;
+    file.set_len(size)?;
+    let map = Mapping::shared(&file, 0, size)?;
+    let flushes = Flushes::watch()?;
+    // Not at the start of a PMD of blocks: a sparse file gets single blocks.
+    let page = 150_001;
+    map.touch(page * PAGE, 1);
+    let huge = map.is_huge(page * PAGE)?;
+    file.sync_all()?;
+    let flushed = flushes.take(&file)?;
+    flushed.expect("fsync", entries_of(&[page], huge))?;
+    ensure!(!huge, "a hole of which one page was written got {} pages", flushed.pages().len());
+    flushed.expect_memory(&file, dax.disk())?;
+    map.touch(page * PAGE + 9, 2);
+    map.msync(0, size)?;
+    flushes.take(&file)?.expect("msync of everything", [page])?;
+    expect_clean("after msync", &flushes, &file, None)?;
+    // Many clean entries in between do not make it more.
+    for p in 0..512 {
+        map.peek((150_000 - 256 + p) * PAGE);
+    }
+    map.touch(page * PAGE + 10, 3);
+    let t = Instant::now();
+    file.sync_data()?;
+    println!("fdatasync of one page in 1 GiB: {:?}", t.elapsed());
+    flushes.take(&file)?.expect("fsync among clean entries", [page])?;
+    drop((map, file));
+    dax.check()?.unload()
+}
+
+/// msync of a part leaves the rest dirty.
+fn msync_of_a_part(ctx: &Ctx, fs: Fs) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.file("f", false)?;
+    let len = file.metadata()?.len();
+    let map = Mapping::shared(&file, 0, len)?;
+    let mut model = Model::zeroed(len);
+    let flushes = Flushes::watch()?;
+    let pages: Vec<u64> = (10..30).collect();
+    store(&map, &mut model, 1, &pages);
+    map.msync(14 * PAGE, 4 * PAGE)?;
+    flushes.take(&file)?.expect("msync of 14..18", 14..18)?;
+    let dirty = map.dirty()?;
+    ensure!(dirty == 16 * PAGE, "{dirty} bytes are dirty after 4 of 20 pages were written back");
+    // A length that is no multiple of a page takes the page it ends in.
+    map.msync(18 * PAGE, PAGE + 1)?;
+    flushes.take(&file)?.expect("msync of a page and a byte", 18..20)?;
+    // MS_ASYNC and WB_SYNC_NONE promise nothing.
+    file.sync_all()?;
+    flushes.take(&file)?.expect("fsync", (10..14).chain(20..30))?;
+    expect_clean("after fsync", &flushes, &file, Some(&map))?;
+    model.expect("in the end", &file, Some(&map))?;
+    drop((map, file));
+    dax.check()?.unload()
+}
+
+/// A range that begins and ends inside PMDs flushes both of them whole.
+fn part_of_a_pmd(ctx: &Ctx, fs: Fs) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.mount.allocate_huge("f", 4 * PMD, dax.disk())?;
+    let map = Mapping::shared(&file, 0, 4 * PMD)?;
+    let flushes = Flushes::watch()?;
+    let stores = |map: &Mapping| {
+        for pmd in 0..4 {
+            map.touch(pmd * PMD + 300 * PAGE, pmd as u8 + 1);
+        }
+    };
+    stores(&map);
+    for pmd in 0..4 {
+        map.expect_huge(pmd * PMD, true)?;
+    }
+    map.msync(PMD + 400 * PAGE, PMD)?;
+    let flushed = flushes.take(&file)?;
+    flushed.expect("msync from the middle to the middle", 512..3 * 512)?;
+    flushed.expect_memory(&file, dax.disk())?;
+    let dirty = map.dirty()?;
+    ensure!(dirty == 2 * PMD, "{dirty} bytes are dirty");
+    file.sync_all()?;
+    flushes.take(&file)?.expect("fsync", (0..512).chain(3 * 512..4 * 512))?;
+    // One page of a clean PMD entry: the store faults, dirties and flushes all of it.
+    stores(&map);
+    map.msync(300 * PAGE, PAGE)?;
+    flushes.take(&file)?.expect("msync of a page", 0..512)?;
+    file.sync_all()?;
+    flushes.take(&file)?.expect("fsync of the others", 512..4 * 512)?;
+    expect_clean("in the end", &flushes, &file, Some(&map))?;
+    drop((map, file));
+    dax.check()?.unload()
+}
+
+/// Write-back in runs: long runs, runs cut by clean pages, runs cut where the extent changes, more
+/// of each than one batch takes.
+fn many_runs(ctx: &Ctx, fs: Fs) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    // Two files grow in turn, so that their extents are short and lie between each other's.
+    let file = dax.mount.create("f")?;
+    let other = dax.mount.create("g")?;
+    let size = 6 * MIB;
+    let mut at = 0;
+    for step in 0.. {
+        let len = [3, 1, 16, 7, 64, 2][step % 6] * PAGE;
+        if at + len > size {
+            break;
+        }
+        file.write_all_at(&vec![0; len as usize], at)?;
+        other.write_all_at(&vec![1; PAGE as usize * 2], at)?;
+        file.sync_data()?;
+        at += len;
+    }
+    let pages = at / PAGE;
+    let mut model = Model::zeroed(at);
+    // An odd page at the front makes all of it PTEs.
+    let map = Mapping::shared(&file, 0, at)?;
+    let flushes = Flushes::watch()?;
+    type Choice = fn(u64) -> bool;
+    let choices: [(&str, Choice); 5] = [
+        ("all", |_| true),
+        ("every second", |p| p % 2 == 0),
+        ("all but each 50th", |p| p % 50 != 0),
+        ("one in 90", |p| p % 90 == 3),
+        ("blocks of 33 in 64", |p| p % 64 < 33),
+    ];
+    for (seed, (what, chosen)) in choices.into_iter().enumerate() {
+        let dirty: Vec<u64> = (0..pages).filter(|p| chosen(*p)).collect();
+        for &page in &dirty {
+            let data = pattern(seed as u64, page * PAGE, 64);
+            map.write(page * PAGE + 128, &data);
+            model.put(page * PAGE + 128, &data);
+        }
+        let huge = (0..pages).any(|p| map.is_huge(p * PAGE).unwrap_or(false));
+        ensure!(!huge, "short extents were mapped by a PMD");
+        file.sync_all()?;
+        let flushed = flushes.take(&file)?;
+        println!("{what}: {} pages in {} flushes", dirty.len(), flushed.0.len());
+        flushed.expect(what, dirty)?;
+        flushed.expect_memory(&file, dax.disk())?;
+        let left = map.dirty()?;
+        ensure!(left == 0, "{what}: {left} bytes are still dirty");
+    }
+    expect_clean("in the end", &flushes, &file, Some(&map))?;
+    model.expect("in the end", &file, Some(&map))?;
+    drop((map, file, other));
+    dax.check()?.unload()
+}
+
+/// After write-back each entry is unlocked: the same pages take stores, reads, truncation and
+/// another write-back. (An entry left locked shows as a test that never ends.)
+fn entries_stay_usable(ctx: &Ctx, fs: Fs) -> Result<()> {
+    let dax = Dax::new(ctx, fs)?;
+    let file = dax.file("f", false)?;
+    let len = file.metadata()?.len();
+    let mut model = Model::zeroed(len);
+    for round in 0..3 {
+        let map = Mapping::shared(&file, 0, len)?;
+        let all: Vec<u64> = (0..len / PAGE).filter(|p| p % 16 != 15).collect();
+        store(&map, &mut model, round, &all);
+        file.sync_all()?;
+        store(&map, &mut model, round + 10, &all);
+        map.msync(0, len)?;
+        for p in 0..len / PAGE {
+            // A fresh fault on each, for writing.
+            map.madvise(p * PAGE, PAGE, libc::MADV_DONTNEED)?;
+            let value = model.0[(p * PAGE) as usize];
+            ensure!(map.peek(p * PAGE) == value, "page {p} after MADV_DONTNEED");
+            map.touch(p * PAGE, value);
+        }
+        file.sync_all()?;
+        model.expect("after write-back", &file, Some(&map))?;
+    }
+    // Deleting every entry waits for locks as well.
+    file.set_len(0).context("truncate")?;
+    file.set_len(len)?;
+    Model::zeroed(len).expect("after truncation", &file, None)?;
+    drop(file);
+    dax.check()?.unload()
+}
