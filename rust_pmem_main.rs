@@ -36,6 +36,11 @@ struct RustPmem {
 
 impl kernel::Module for RustPmem {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        let isa = arch::init().inspect_err(|_| {
+            pr_err!("this processor cannot write cache lines back in a way that is known\n");
+        })?;
+        pr_info!("cache lines are written back by {isa:?}\n");
+
         let debugfs = debugfs::Dir::new(c"rust_pmem");
         let reboot = KBox::pin_init(RebootNotifier::new(pmem::flush), GFP_KERNEL)?;
         // Last: once a disk is there it may be in use, and the load must not fail any more.

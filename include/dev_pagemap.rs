@@ -144,6 +144,13 @@ pub(crate) struct Extent {
     pub(super) pfn: usize,
 }
 
+impl Extent {
+    /// How many pages.
+    pub(crate) fn nr_pages(&self) -> usize {
+        self.nr_pages
+    }
+}
+
 impl<T: Operations> Pagemap<T> {
     /// Makes pages for `region` on a NUMA node, maps it, and puts `data` with it.
     ///
@@ -219,8 +226,7 @@ impl<T: Operations> Pagemap<T> {
         // SAFETY: By the function's requirements, and the type's invariant for `T`'s table.
         unsafe {
             let ops = (&raw const (*pgmap).ops).read_volatile();
-            core::ptr::eq(ops, (&raw const T::table().raw).cast())
-                .then(|| &*Self::container(pgmap))
+            core::ptr::eq(ops, (&raw const T::table().raw).cast()).then(|| &*Self::container(pgmap))
         }
     }
 }

@@ -158,8 +158,7 @@ impl Builder {
             (*raw).fops = (&raw const T::table().raw).cast();
             (*raw).private_data = Arc::as_ptr(&disk.data).cast_mut().cast();
             (*raw).bb = disk.data.bad_blocks().as_raw().cast();
-            let mut writer =
-                NullTerminatedFormatter::new(&mut (*raw).disk_name).ok_or(EINVAL)?;
+            let mut writer = NullTerminatedFormatter::new(&mut (*raw).disk_name).ok_or(EINVAL)?;
             writer.write_fmt(name)?;
             bindings::set_capacity(raw, self.capacity);
         }
@@ -205,8 +204,7 @@ impl<T: Operations> GenDisk<T> {
     /// been added.
     pub(crate) fn attribute(&self, name: &CStr) -> Option<Attribute> {
         // SAFETY: The disk is valid, `name` a C string.
-        let node =
-            unsafe { bindings::rpmem_disk_attribute(self.raw.as_ptr(), name.as_char_ptr()) };
+        let node = unsafe { bindings::rpmem_disk_attribute(self.raw.as_ptr(), name.as_char_ptr()) };
         // INVARIANT: The reference that the call took is the handle's.
         NonNull::new(node).map(Attribute)
     }

@@ -34,7 +34,7 @@ impl RebootNotifier {
         // `F` is a zero-sized function item or closure; `call` needs its type only.
         const { assert!(core::mem::size_of::<F>() == 0) };
 
-        unsafe extern "C" fn call<F: Fn() + Copy + 'static>(
+        extern "C" fn call<F: Fn() + Copy + 'static>(
             _nb: *mut bindings::notifier_block,
             _action: c_ulong,
             _data: *mut c_void,

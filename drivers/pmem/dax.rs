@@ -26,11 +26,11 @@ use kernel::{
 
 pub(super) static DAX_OPS: dax_device::Table<Device> = dax_device::Table::new();
 
-/// The sectors of `nr_pages` pages.
-fn sectors_of(pgoff: u64, nr_pages: u64) -> Sectors {
+/// The sectors of `nr_pages` pages that are on the device.
+fn sectors_of(pgoff: u64, nr_pages: usize) -> Sectors {
     Sectors {
-        start: pgoff.saturating_mul(SECTORS_PER_PAGE),
-        len: nr_pages.saturating_mul(SECTORS_PER_PAGE),
+        start: pgoff * SECTORS_PER_PAGE,
+        len: nr_pages as u64 * SECTORS_PER_PAGE,
     }
 }
 
@@ -45,19 +45,23 @@ impl dax_device::Operations for Device {
         if self.bad_blocks.is_empty() {
             return self.extent(pgoff, usize::MAX);
         }
-        let sectors = sectors_of(pgoff, nr_pages as u64);
+        let extent = self.extent(pgoff, nr_pages)?;
+        let sectors = sectors_of(pgoff, extent.nr_pages());
         match self.bad_blocks.check(sectors.start, sectors.len) {
-            None => self.extent(pgoff, nr_pages),
+            None => Ok(extent),
             Some((first_bad, _)) if mode == AccessMode::RecoveryWrite => self.extent(
                 pgoff,
-                recovery_stride(sectors.start, nr_pages, first_bad),
+                recovery_stride(sectors.start, extent.nr_pages(), first_bad),
             ),
             Some(_) => Err(errno::hwpoison()),
         }
     }
 
     fn zero_page_range(&self, pgoff: u64, nr_pages: usize) -> Result {
-        self.zero_sectors(sectors_of(pgoff, nr_pages as u64))?
+        if self.extent(pgoff, nr_pages)?.nr_pages() != nr_pages {
+            return Err(ERANGE);
+        }
+        self.zero_sectors(sectors_of(pgoff, nr_pages))?
             .claim_nothing();
         Ok(())
     }
@@ -66,14 +70,13 @@ impl dax_device::Operations for Device {
     /// As in C, the list is cleared after the write, and competing recovery writes are kept apart
     /// by the inode lock that dax_iomap_rw() runs under.
     fn recovery_write(&self, offset: u64, len: usize, iter: &mut IovIterSource<'_>) -> usize {
+        if self.pmem(offset, len).is_err() {
+            return 0;
+        }
         let first = offset >> PAGE_SHIFT;
-        let pages = (offset + len as u64).div_ceil(PAGE_SIZE as u64) - first;
-        let sectors = sectors_of(first, pages);
-        if self
-            .bad_blocks
-            .check(sectors.start, sectors.len)
-            .is_none()
-        {
+        let end = (offset + len as u64).div_ceil(PAGE_SIZE as u64);
+        let sectors = sectors_of(first, (end - first) as usize);
+        if self.bad_blocks.check(sectors.start, sectors.len).is_none() {
             return self.copy_from_iter(offset, len, iter).unwrap_or(0);
         }
         if offset % PAGE_SIZE as u64 != 0 || len % PAGE_SIZE != 0 || self.recover(sectors).is_err()

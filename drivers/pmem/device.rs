@@ -116,7 +116,10 @@ impl dev_pagemap::Operations for State {
     /// read would trip over the same poison.
     fn memory_failure(device: &Device, offset: u64, len: u64, flags: i32) -> Result {
         device.counters.memory_failures.add(1, Relaxed);
-        if !device.bad_blocks.set(offset >> SECTOR_SHIFT, len >> SECTOR_SHIFT) {
+        if !device
+            .bad_blocks
+            .set(offset >> SECTOR_SHIFT, len >> SECTOR_SHIFT)
+        {
             pr_err!(
                 "rpmem{}: the list of bad blocks is full: {len} bytes at {offset:#x} are corrupted but not on it\n",
                 device.index

@@ -75,13 +75,11 @@ fn check_explicit(range: PhysRange) -> Result {
     let reason = match resource::kind(range.start, range.len) {
         Kind::SetAside => return Ok(()),
         Kind::SystemRam => "is, or contains, System RAM",
-        Kind::Other => "is not set aside as a whole: see Reserved and Persistent Memory in /proc/iomem",
+        Kind::Other => {
+            "is not set aside as a whole: see Reserved and Persistent Memory in /proc/iomem"
+        }
     };
-    pr_err!(
-        "[mem {:#x}-{:#x}] {reason}\n",
-        range.start,
-        range.last()
-    );
+    pr_err!("[mem {:#x}-{:#x}] {reason}\n", range.start, range.last());
     Err(EINVAL)
 }
 

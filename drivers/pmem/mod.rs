@@ -49,7 +49,7 @@ use kernel::{
 /// All devices. Dropping it removes them; nobody has one open then, as an open disk holds the
 /// module.
 pub(crate) struct Devices {
-    disks: KVec<Disk>,
+    _disks: KVec<Disk>,
 }
 
 /// A device that user space sees.
@@ -61,7 +61,7 @@ struct Disk {
     _debugfs: debugfs::Dir,
     _dax: dax_device::Registration<Device>,
     _disk: GenDisk<Device>,
-    device: Arc<Device>,
+    _device: Arc<Device>,
 }
 
 impl Devices {
@@ -84,18 +84,14 @@ impl Devices {
         if disks.is_empty() {
             error?;
         }
-        Ok(Self { disks })
+        Ok(Self { _disks: disks })
     }
 }
 
 impl Drop for Devices {
+    /// As C's nd_pmem_remove().
     fn drop(&mut self) {
-        // C's nd_pmem_remove() flushes too. There is nothing left to flush unless somebody wrote
-        // to a disk without ever asking for durability.
         flush();
-        for disk in &self.disks {
-            pr_info!("rpmem{}: removed\n", disk.device.index());
-        }
     }
 }
 
@@ -139,7 +135,7 @@ impl Disk {
             _debugfs: dir,
             _dax: dax,
             _disk: disk,
-            device,
+            _device: device,
         })
     }
 }
