@@ -2,7 +2,10 @@
 
 //! Jobs: what the runner has the guest do besides tests.
 
+mod bench;
+mod crash;
 mod main_job;
+mod xfstests;
 
 use anyhow::{bail, Result};
 
@@ -13,6 +16,11 @@ pub fn run(name: &str, ctx: &Ctx, args: &[String]) -> Result<()> {
     match (name, &args[..]) {
         ("main", ["write"]) => main_job::write(ctx),
         ("main", ["verify", facts @ ..]) => main_job::verify(ctx, facts),
+        ("crash", []) => crash::run(ctx),
+        ("bench", args) => bench::run(ctx, args),
+        ("xfstests", [section, limit_s, tests @ ..]) => {
+            xfstests::run(ctx, section, limit_s.parse()?, tests)
+        }
         _ => bail!("there is no job '{name} {}'", args.join(" ")),
     }
 }

@@ -2,7 +2,9 @@
 
 //! `runner`: what the Makefile's targets call, inside the cached root.
 
+mod bench;
 mod main_job;
+mod xfstests;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -69,6 +71,19 @@ enum Cmd {
         #[arg(long, default_value_t = 2)]
         smp: u32,
     },
+    /// The kernel's C code against ours, in guest instructions
+    Bench {
+        /// Only cases whose name contains this (fdatasync-64)
+        name: Option<String>,
+        /// Instructions by function, of the case with that name on one side (rust, c)
+        #[arg(long, value_parser = parse_on)]
+        profile: Option<On>,
+        /// Module parameters
+        #[arg(long = "param")]
+        params: Vec<String>,
+    },
+    /// Tests of a built xfstests tree
+    Xfstests(xfstests::Xfstests),
     /// List the tests
     List { name: Option<String> },
 }
@@ -141,9 +156,26 @@ fn start(cli: Cli) -> Result<bool> {
             Vm::boot(boot)?.wait(std::time::Duration::from_secs(1 << 30))?;
             Ok(true)
         }
+        Cmd::Bench {
+            name,
+            profile,
+            params,
+        } => bench::run(
+            &env,
+            &bench::Options {
+                name: &name.unwrap_or_default(),
+                on: g.on,
+                params: &params,
+                profile,
+            },
+        ),
+        Cmd::Xfstests(args) => xfstests::run(&env, &args, g.on, g.verbose),
         Cmd::List { name } => {
             for test in env.tests()? {
-                if test.full_name().contains(name.as_deref().unwrap_or_default()) {
+                if test
+                    .full_name()
+                    .contains(name.as_deref().unwrap_or_default())
+                {
                     println!("{} {:?} {} s", test.full_name(), test.tags, test.limit_s);
                 }
             }
@@ -187,7 +219,11 @@ fn test(
     if chosen.is_empty() && host.is_none() {
         bail!("no test of that name");
     }
-    let file = if options.stress { "stress.tsv" } else { "test.tsv" };
+    let file = if options.stress {
+        "stress.tsv"
+    } else {
+        "test.tsv"
+    };
     let report = Report::new(&env.results.join(file), chosen.len())?;
     let kernels: Vec<_> = env.kernels.iter().map(|k| k.name.as_str()).collect();
     report.say(format!(

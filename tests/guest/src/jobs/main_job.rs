@@ -29,7 +29,11 @@ fn load(ctx: &Ctx) -> Result<Driver> {
         let (start, end) = (disk.start, disk.start + disk.size - 1);
         ctx.step(
             t,
-            format!("range {start:#x}-{end:#x} is {} ({} MiB)", disk.path, disk.size / MIB),
+            format!(
+                "range {start:#x}-{end:#x} is {} ({} MiB)",
+                disk.path,
+                disk.size / MIB
+            ),
         );
         ensure!(i > 0 || disk.size > SIZE, "{} is too small", disk.path);
     }
@@ -49,8 +53,14 @@ pub fn write(ctx: &Ctx) -> Result<()> {
         let t = Instant::now();
         let mount = made.mount("dax=always")?;
         let file = mount.create(FILE)?;
-        ensure!(is_dax(&mount.path(FILE))?, "{fs}: the file is not in DAX mode");
-        ctx.step(t, format!("{fs}: mounted -o dax=always, statx says STATX_ATTR_DAX"));
+        ensure!(
+            is_dax(&mount.path(FILE))?,
+            "{fs}: the file is not in DAX mode"
+        );
+        ctx.step(
+            t,
+            format!("{fs}: mounted -o dax=always, statx says STATX_ATTR_DAX"),
+        );
 
         let t = Instant::now();
         file.set_len(SIZE)?;
@@ -66,7 +76,10 @@ pub fn write(ctx: &Ctx) -> Result<()> {
         let t = Instant::now();
         let offsets = page_offsets(&file)?;
         raw_check(disk.open_direct()?, fs, &offsets)?;
-        ctx.step(t, format!("{fs}: the bytes are in {} where FIEMAP says", disk.path));
+        ctx.step(
+            t,
+            format!("{fs}: the bytes are in {} where FIEMAP says", disk.path),
+        );
 
         drop(file);
         let t = Instant::now();
@@ -81,7 +94,10 @@ pub fn write(ctx: &Ctx) -> Result<()> {
 
 /// Second boot, on the same memory: `facts` has the offsets per file system.
 pub fn verify(ctx: &Ctx, facts: &[&str]) -> Result<()> {
-    ensure!(facts.len() == PLACES.len(), "the first boot reported too little");
+    ensure!(
+        facts.len() == PLACES.len(),
+        "the first boot reported too little"
+    );
     let driver = load(ctx)?;
     for ((i, fs), fact) in PLACES.into_iter().zip(facts) {
         let disk = driver.disk(i);
@@ -99,7 +115,10 @@ pub fn verify(ctx: &Ctx, facts: &[&str]) -> Result<()> {
         made.check()?;
         let mount = made.mount("dax=always")?;
         file_check(&mount.path(FILE), fs)?;
-        ctx.step(t, format!("{fs}: checked, mounted, the bytes are in the file"));
+        ctx.step(
+            t,
+            format!("{fs}: checked, mounted, the bytes are in the file"),
+        );
         mount.unmount()?;
     }
     driver.unload()
@@ -107,7 +126,10 @@ pub fn verify(ctx: &Ctx, facts: &[&str]) -> Result<()> {
 
 /// Where each page of the file lies in the block device.
 fn page_offsets(file: &std::fs::File) -> Result<Vec<u64>> {
-    (0..SIZE).step_by(PAGE as usize).map(|o| physical(file, o)).collect()
+    (0..SIZE)
+        .step_by(PAGE as usize)
+        .map(|o| physical(file, o))
+        .collect()
 }
 
 fn raw_check(raw: std::fs::File, fs: Fs, offsets: &[u64]) -> Result<()> {

@@ -1,0 +1,134 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `make bench PROFILE=case`: guest instructions by function, exact, by a QEMU plugin
+//! (tests/profile) that counts how often each piece of code runs.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use anyhow::{Context, Result};
+use proto::On;
+use runner::{Boot, Environment};
+
+use super::{job, machine, Options, Row};
+
+/// Functions shown.
+const SHOWN: usize = 45;
+
+pub fn run(env: &Environment, o: &Options<'_>, on: On) -> Result<bool> {
+    let plugin = std::env::current_exe()?.with_file_name("libprofile_plugin.so");
+    anyhow::ensure!(plugin.exists(), "{} is not built", plugin.display());
+    let scratch = runner::vm::scratch_dir()?;
+    let memory = scratch.path().join("memory");
+    let counts = scratch.path().join("counts");
+    let machine = machine(1);
+    let symbols_at = machine.file_offset(machine.ranges[4].start);
+
+    let mut boot = Boot::new(env, env.default_kernel(), machine);
+    boot.log = env.log("bench-profile");
+    boot.icount = Some(0);
+    boot.memory = Some(memory.clone());
+    boot.qemu_args = vec![
+        "-plugin".into(),
+        format!("{},out={}", plugin.display(), counts.display()),
+    ];
+    let name = format!("={}", o.name);
+    let o = Options { name: &name, ..*o };
+    let sides = if on == On::C {
+        "profile-c"
+    } else {
+        "profile-rust"
+    };
+    let mut rows: Vec<Row> = Vec::new();
+    job(env, boot, &o, sides, &mut |row| rows.push(row))?;
+
+    let symbols = Symbols::read(&File::open(&memory)?, symbols_at)?;
+    let text = fs::read_to_string(&counts).context("the plugin left no counts")?;
+    let mut functions: HashMap<String, u64> = HashMap::new();
+    let mut total = 0;
+    for line in text.lines().skip(1) {
+        let (address, count) = line.split_once(' ').context("counts")?;
+        let address = u64::from_str_radix(address, 16)?;
+        let count: u64 = count.parse()?;
+        *functions.entry(symbols.name(address)).or_default() += count;
+        total += count;
+    }
+    for row in &rows {
+        let figures = if on == On::C { &row.c } else { &row.ours };
+        println!(
+            "{}, {}, {on:?}: {:.0} instructions per {}",
+            row.case,
+            row.fs,
+            Row::median(figures).unwrap_or(0.0),
+            row.unit
+        );
+    }
+    // The scale: what the guest counted itself, over all figures.
+    let units: f64 = rows
+        .iter()
+        .filter_map(|r| {
+            if on == On::C {
+                r.c.as_ref()
+            } else {
+                r.ours.as_ref()
+            }
+        })
+        .map(|f| f.iter().sum::<f64>())
+        .sum();
+    let per_unit = units
+        / rows
+            .iter()
+            .map(|r| r.c.as_ref().or(r.ours.as_ref()).map_or(0, Vec::len))
+            .sum::<usize>()
+            .max(1) as f64;
+    let mut list: Vec<_> = functions.into_iter().collect();
+    list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+    println!("{total} instructions in all; by function, self, share and per unit:");
+    for (name, count) in list.iter().take(SHOWN) {
+        let share = *count as f64 / total as f64;
+        println!("{:6.2}% {:9.1}  {name}", share * 100.0, share * per_unit);
+    }
+    Ok(true)
+}
+
+/// /proc/kallsyms.
+struct Symbols(Vec<(u64, String)>);
+
+impl Symbols {
+    /// The guest left its length and text at `offset` of its memory.
+    fn read(memory: &File, offset: u64) -> Result<Symbols> {
+        let mut len = [0; 8];
+        memory.read_exact_at(&mut len, offset)?;
+        let mut text = vec![0; u64::from_le_bytes(len) as usize];
+        memory.read_exact_at(&mut text, offset + 8)?;
+        let mut symbols = Vec::new();
+        for line in String::from_utf8_lossy(&text).lines() {
+            let mut words = line.split_whitespace();
+            let (Some(address), Some(kind), Some(name)) =
+                (words.next(), words.next(), words.next())
+            else {
+                continue;
+            };
+            if matches!(kind, "t" | "T" | "w" | "W") {
+                let module = words.next().unwrap_or_default();
+                symbols.push((
+                    u64::from_str_radix(address, 16)?,
+                    format!("{name} {module}"),
+                ));
+            }
+        }
+        symbols.sort();
+        Ok(Symbols(symbols))
+    }
+
+    fn name(&self, address: u64) -> String {
+        if address < 1 << 63 {
+            return "(user space)".into();
+        }
+        match self.0.partition_point(|(a, _)| *a <= address) {
+            0 => format!("{address:#x}"),
+            n => self.0[n - 1].1.trim().to_string(),
+        }
+    }
+}
