@@ -4,9 +4,54 @@
 //! The guest takes them one after the other with [`crate::marker::next`].
 
 use crate::image::Kind;
+use crate::workload::Workload;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
+
+/// What a job's text says: the guest's part of it, as JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Task {
+    /// What to run, or what was run.
+    pub workload: Workload,
+    /// On which file system.
+    pub fs: Ground,
+    /// The seed of its operations.
+    pub seed: u64,
+    /// Run it (`None`), or check what is left of it when the power failed then.
+    pub crash: Option<Progress>,
+}
+
+/// How far a run was.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Progress {
+    /// Operations begun.
+    pub begun: u64,
+    /// Operations acknowledged.
+    pub acked: u64,
+}
+
+/// What a workload runs on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Ground {
+    /// ext4 with `-o dax=always`.
+    Ext4,
+    /// xfs with `-o dax=always`.
+    Xfs,
+    /// The block device itself.
+    Raw,
+}
+
+impl std::fmt::Display for Ground {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.pad(match self {
+            Ground::Ext4 => "ext4",
+            Ground::Xfs => "xfs",
+            Ground::Raw => "raw",
+        })
+    }
+}
 
 /// One job: an image to put into the pmem range and what the guest does with it.
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -3,6 +3,7 @@
 //! What is run until the power fails: operations drawn from a seed, so that host and
 //! guest, before and after the crash, all know the same list.
 
+use crate::job::Ground;
 use crate::sample::{below, rng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,9 @@ pub enum Workload {
     Append,
     /// Truncate, hole punch and rename among writes and stores.
     Meta,
-    /// FUA and PREFLUSH on the device itself.
+    /// O_DIRECT without DAX: an overwrite with O_DSYNC is a write with FUA and no more.
+    Direct,
+    /// O_DIRECT, FUA and PREFLUSH on the device itself.
     Raw,
     /// LMDB transactions, writing through its mapping.
     Lmdb,
@@ -40,10 +43,11 @@ pub enum Workload {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 12] = {
+    pub const ALL: [Workload; 13] = {
         use Workload::*;
         [
-            Flows, Partial, Sparse, Huge, Mapsync, Unmap, Write, Append, Meta, Raw, Lmdb, Sqlite,
+            Flows, Partial, Sparse, Huge, Mapsync, Unmap, Write, Append, Meta, Direct, Raw, Lmdb,
+            Sqlite,
         ]
     };
 
@@ -60,6 +64,7 @@ impl Workload {
             Write => "write",
             Append => "append",
             Meta => "meta",
+            Direct => "direct",
             Raw => "raw",
             Lmdb => "lmdb",
             Sqlite => "sqlite",
@@ -69,6 +74,19 @@ impl Workload {
     /// Transactions of a database instead of operations on files.
     pub fn is_database(self) -> bool {
         matches!(self, Workload::Lmdb | Workload::Sqlite)
+    }
+
+    /// With O_DIRECT.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Workload::Direct | Workload::Raw)
+    }
+
+    /// What it runs on.
+    pub fn grounds(self) -> &'static [Ground] {
+        match self {
+            Workload::Raw => &[Ground::Raw],
+            _ => &[Ground::Ext4, Ground::Xfs],
+        }
     }
 
     /// Only promised by rust_pmem: C keeps what was stored before munmap in the cache.
@@ -94,6 +112,7 @@ impl Workload {
             }
             Workload::Huge => vec![file(4 << 20, true)],
             Workload::Raw => vec![file(1 << 20, false)],
+            Workload::Direct => vec![file(1 << 20, true)],
             Workload::Append => vec![file(0, false), file(5_000, true)],
             Workload::Lmdb | Workload::Sqlite => vec![],
             _ => vec![
@@ -242,7 +261,9 @@ impl Draw {
             Workload::Meta => self.pick(&[
                 Msync, Store, Write, WriteFsync, Truncate, Punch, Punch, Replace, Append,
             ]),
-            Workload::Raw => self.pick(&[Write, WriteFsync, WriteDsync, WriteDsync]),
+            Workload::Direct | Workload::Raw => {
+                self.pick(&[Write, WriteFsync, WriteDsync, WriteDsync])
+            }
             Workload::Lmdb | Workload::Sqlite => unreachable!("databases have transactions"),
         };
         let file = self.below(self.sizes.len() as u64) as usize;
@@ -265,7 +286,7 @@ impl Draw {
                 vec![0..end]
             }
             // The whole of what O_DIRECT can do.
-            _ if workload == Workload::Raw => {
+            _ if workload.is_direct() => {
                 let len = (1 + self.below(8)) * 4096;
                 let start = self.below((size - len) / 4096 + 1) * 4096;
                 vec![start..start + len]

@@ -1,0 +1,92 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Power failures, the guest's part: takes tasks from the QEMU plugin (tests/powerfail) until
+//! there are none, and either runs a workload on the image that is in the pmem range, or checks
+//! what a crash left of one.
+
+mod database;
+mod files;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use anyhow::{anyhow, Context, Result};
+use powerfail::job::{Ground, Progress, Task};
+use powerfail::marker;
+use powerfail::model::Verdict;
+use powerfail::workload::Workload;
+
+use crate::fixture::fs::Made;
+use crate::fixture::{Disk, Driver, Fs, Mount};
+use crate::test::Ctx;
+
+pub fn run(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    let disk = driver.disk(0);
+    while let Some(text) = marker::next() {
+        let task: Task = serde_json::from_str(&text).context(text)?;
+        // One that goes wrong is a result; the next starts from its own image.
+        let verdict = catch_unwind(AssertUnwindSafe(|| match task.crash {
+            None => perform(&task, disk).map(|()| Verdict::default()),
+            Some(progress) => verify(&task, disk, progress),
+        }))
+        .unwrap_or_else(|_| Err(anyhow!("it panicked")));
+        let verdict = verdict.unwrap_or_else(|e| {
+            println!("error: {e:?}");
+            let mut verdict = Verdict::default();
+            verdict.lose(0, format!("{e:#}"));
+            verdict
+        });
+        marker::result(&serde_json::to_string(&verdict)?);
+    }
+    Ok(())
+}
+
+/// The file system of a task on the disk, as mkfs or a crash left it.
+fn made(task: &Task, disk: &Disk) -> Option<Made> {
+    let fs = match task.fs {
+        Ground::Ext4 => Fs::Ext4,
+        Ground::Xfs => Fs::Xfs,
+        Ground::Raw => return None,
+    };
+    Some(Made {
+        fs,
+        device: disk.path.clone(),
+    })
+}
+
+fn mount(made: &Made, workload: Workload) -> Result<Mount> {
+    made.mount(match workload {
+        Workload::Direct => "dax=never",
+        _ => "dax=always",
+    })
+}
+
+fn perform(task: &Task, disk: &Disk) -> Result<()> {
+    let mount = made(task, disk)
+        .map(|m| mount(&m, task.workload))
+        .transpose()?;
+    match (task.workload, &mount) {
+        (Workload::Lmdb, Some(mount)) => database::lmdb_run(mount, task.seed),
+        (Workload::Sqlite, Some(mount)) => database::sqlite_run(mount, task.seed),
+        _ => files::perform(task, disk, mount.as_ref()),
+    }
+}
+
+fn verify(task: &Task, disk: &Disk, progress: Progress) -> Result<Verdict> {
+    let Some(made) = made(task, disk) else {
+        return files::verify(task, disk, None, progress);
+    };
+    // The journal is replayed here.
+    let mount = mount(&made, task.workload).context("after the crash")?;
+    let verdict = match task.workload {
+        Workload::Lmdb => database::lmdb_verify(&mount, task.seed, progress),
+        Workload::Sqlite => database::sqlite_verify(&mount, task.seed, progress),
+        _ => files::verify(task, disk, Some(&mount), progress),
+    };
+    mount.unmount()?;
+    let mut verdict = verdict?;
+    if let Err(e) = made.check() {
+        verdict.lose(0, format!("after recovery: {e:#}"));
+    }
+    Ok(verdict)
+}
