@@ -19,8 +19,8 @@ use nix::sys::wait::{waitpid, WaitPidFlag, WaitStatus};
 use nix::unistd::Pid;
 use proto::{Event, Outcome, Request};
 
-use crate::fixture::kmsg::KernelLog;
 use crate::fixture::driver::{Driver, MODULE, UNLOAD_C};
+use crate::fixture::kmsg::KernelLog;
 use crate::test::{say, Ctx, CHANNEL, OUTCOME};
 
 /// Output of the process under way.
@@ -57,7 +57,9 @@ fn serve() -> Result<()> {
     tcsetattr(&channel, SetArg::TCSANOW, &mode)?;
     let uptime = fs::read_to_string("/proc/uptime")?;
     say(&Event::Ready {
-        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().into(),
+        kernel: fs::read_to_string("/proc/sys/kernel/osrelease")?
+            .trim()
+            .into(),
         uptime_s: uptime.split(' ').next().unwrap_or("0").parse()?,
     });
     for line in BufReader::new(channel).lines() {
@@ -103,7 +105,9 @@ fn prepare() -> Result<()> {
     std::env::set_var("RUST_BACKTRACE", "1");
     std::env::set_current_dir("/root")?;
     nix::unistd::sethostname("guest")?;
-    let _ = Command::new("/sbin/ip").args(["link", "set", "lo", "up"]).status();
+    let _ = Command::new("/sbin/ip")
+        .args(["link", "set", "lo", "up"])
+        .status();
     // Only a line with a test's name on the console tells which one was running when it died;
     // user space may write more than the rate limit allows.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
@@ -236,7 +240,7 @@ fn wait_for(pid: Pid, limit: Duration) -> Option<WaitStatus> {
 }
 
 /// Kernel stacks of all processes of user space: where a test that does not end is.
-fn all_stacks() -> String {
+pub fn all_stacks() -> String {
     let mut text = String::from("--- stacks ---\n");
     let Ok(processes) = fs::read_dir("/proc") else {
         return text;
@@ -246,11 +250,19 @@ fn all_stacks() -> String {
         // Kernel threads have no command line.
         match fs::read_to_string(path.join("cmdline")) {
             Ok(line) if !line.is_empty() => {
-                text.push_str(&format!("{}: {}\n", path.display(), line.replace('\0', " ")));
+                text.push_str(&format!(
+                    "{}: {}\n",
+                    path.display(),
+                    line.replace('\0', " ")
+                ));
             }
             _ => continue,
         }
-        for task in fs::read_dir(path.join("task")).into_iter().flatten().flatten() {
+        for task in fs::read_dir(path.join("task"))
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
             text.push_str(&fs::read_to_string(task.path().join("stack")).unwrap_or_default());
             text.push('\n');
         }
@@ -264,7 +276,10 @@ fn clean_up() -> Vec<String> {
     // From PID 1 this is everybody else.
     let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
     let end = Instant::now() + Duration::from_secs(10);
-    while !matches!(waitpid(None, Some(WaitPidFlag::WNOHANG)), Err(nix::Error::ECHILD)) {
+    while !matches!(
+        waitpid(None, Some(WaitPidFlag::WNOHANG)),
+        Err(nix::Error::ECHILD)
+    ) {
         if Instant::now() > end {
             left.push("a process that cannot be killed".into());
             break;
@@ -286,7 +301,10 @@ fn clean_up() -> Vec<String> {
         }
     }
     let modules = fs::read_to_string("/proc/modules").unwrap_or_default();
-    let loaded: HashSet<_> = modules.lines().filter_map(|l| l.split(' ').next()).collect();
+    let loaded: HashSet<_> = modules
+        .lines()
+        .filter_map(|l| l.split(' ').next())
+        .collect();
     let quietly = |program: &str, args: &[&str]| {
         let _ = Command::new(program)
             .args(args)
@@ -331,7 +349,12 @@ fn shell(on: proto::On, params: &[String]) -> Result<()> {
     match &driver {
         Ok(driver) => {
             for disk in driver.disks() {
-                println!("{}: {} MiB at {:#x}", disk.path, disk.size >> 20, disk.start);
+                println!(
+                    "{}: {} MiB at {:#x}",
+                    disk.path,
+                    disk.size >> 20,
+                    disk.start
+                );
             }
         }
         Err(e) => println!("the module could not be loaded: {e:#}"),
@@ -355,7 +378,10 @@ fn shell(on: proto::On, params: &[String]) -> Result<()> {
         });
     }
     let shell = command.spawn()?;
-    wait_for(Pid::from_raw(shell.id() as i32), Duration::from_secs(1 << 30));
+    wait_for(
+        Pid::from_raw(shell.id() as i32),
+        Duration::from_secs(1 << 30),
+    );
     drop(driver);
     Ok(())
 }

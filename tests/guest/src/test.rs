@@ -100,6 +100,7 @@ pub struct Test {
     tags: Vec<Tag>,
     machine: Machine,
     limit_s: u64,
+    must_fail: Option<String>,
     run: Run,
 }
 
@@ -121,6 +122,12 @@ impl Test {
         self
     }
 
+    /// It passes if it fails with this text in the reason.
+    pub fn must_fail(&mut self, reason: &str) -> &mut Self {
+        self.must_fail = Some(reason.into());
+        self
+    }
+
     pub fn info(&self) -> TestInfo {
         TestInfo {
             suite: self.suite.into(),
@@ -128,6 +135,7 @@ impl Test {
             tags: self.tags.clone(),
             machine: self.machine.clone(),
             limit_s: self.limit_s,
+            must_fail: self.must_fail.clone(),
         }
     }
 }
@@ -157,6 +165,7 @@ impl Suite {
             tags: Vec::new(),
             machine: Machine::default(),
             limit_s: 60,
+            must_fail: None,
             run: Box::new(run),
         });
         self.tests.last_mut().expect("just pushed")

@@ -7,6 +7,8 @@
 //! number of [`Event::Step`] and [`Event::Data`] and one [`Event::Done`]. Both directions are
 //! JSON, one value per line.
 
+pub mod xfstests;
+
 use serde::{Deserialize, Serialize};
 
 pub const MIB: u64 = 1 << 20;
@@ -185,6 +187,8 @@ pub struct TestInfo {
     pub machine: Machine,
     /// Time limit of the short form, in seconds. The stress form has [`STRESS_LIMIT`] more.
     pub limit_s: u64,
+    /// A test of the harness itself: it passes if it fails with this text in the reason.
+    pub must_fail: Option<String>,
 }
 
 /// What the stress form of a test may take beyond its ordinary limit, in seconds.

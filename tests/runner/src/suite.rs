@@ -182,12 +182,26 @@ fn run_one(
     let seconds = started.elapsed().as_secs_f64();
     match answer {
         Ok(answer) => {
-            add(report, kernel, test, answer.outcome, answer.seconds, &answer.log)?;
+            add(
+                report,
+                kernel,
+                test,
+                answer.outcome,
+                answer.seconds,
+                &answer.log,
+            )?;
             Ok(answer.clean)
         }
         Err(death) => {
             let outcome = Outcome::Failed(death.to_string());
-            add(report, kernel, test, outcome, seconds, &console_text(console))?;
+            add(
+                report,
+                kernel,
+                test,
+                outcome,
+                seconds,
+                &console_text(console),
+            )?;
             Ok(false)
         }
     }
@@ -206,6 +220,13 @@ fn add(
     seconds: f64,
     log: &str,
 ) -> Result<()> {
+    let outcome = match (&test.must_fail, outcome) {
+        (None, outcome) => outcome,
+        (Some(text), Outcome::Failed(reason)) if reason.contains(text) => Outcome::Passed,
+        (Some(text), other) => {
+            Outcome::Failed(format!("should have failed with '{text}', but: {other:?}"))
+        }
+    };
     let record = Record {
         suite: test.suite.clone(),
         test: test.name.clone(),
@@ -222,7 +243,13 @@ pub fn run_host(report: &Report, filter: &str) -> Result<()> {
     report.now("host tests");
     let started = Instant::now();
     let out = Command::new("cargo")
-        .args(["test", "--workspace", "--no-fail-fast", "--color=never", "--"])
+        .args([
+            "test",
+            "--workspace",
+            "--no-fail-fast",
+            "--color=never",
+            "--",
+        ])
         .arg(filter)
         .output()
         .context("cannot run cargo test")?;

@@ -17,14 +17,20 @@ use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
     for fs in Fs::ALL {
-        s.test(format!("pte_{fs}"), move |ctx| pte(ctx, fs)).tag(Tag::Smoke);
-        s.test(format!("pmd_{fs}"), move |ctx| pmd(ctx, fs)).tag(Tag::Smoke);
-        s.test(format!("whole_device_{fs}"), move |ctx| whole_device(ctx, fs));
+        s.test(format!("pte_{fs}"), move |ctx| pte(ctx, fs))
+            .tag(Tag::Smoke);
+        s.test(format!("pmd_{fs}"), move |ctx| pmd(ctx, fs))
+            .tag(Tag::Smoke);
+        s.test(format!("whole_device_{fs}"), move |ctx| {
+            whole_device(ctx, fs)
+        });
         s.test(format!("read_write_{fs}"), move |ctx| read_write(ctx, fs));
         s.test(format!("dax_option_{fs}"), move |ctx| dax_option(ctx, fs));
         s.test(format!("map_sync_{fs}"), move |ctx| map_sync(ctx, fs));
         s.test(format!("remount_{fs}"), move |ctx| remount(ctx, fs));
-        s.test(format!("bad_block_in_file_{fs}"), move |ctx| bad_block_in_file(ctx, fs));
+        s.test(format!("bad_block_in_file_{fs}"), move |ctx| {
+            bad_block_in_file(ctx, fs)
+        });
         for (name, cpu) in [
             ("clflushopt", "max,-clwb"),
             ("clflush", "max,-clwb,-clflushopt"),
@@ -41,7 +47,12 @@ fn load(ctx: &Ctx) -> Result<Driver> {
 
 /// Checks that each page of a mapped range is the physical page where the file system put it,
 /// and that the raw disk has these bytes there.
-fn check_pages(disk: &Disk, file: &std::fs::File, mapping: &Mapping, range: std::ops::Range<u64>) -> Result<()> {
+fn check_pages(
+    disk: &Disk,
+    file: &std::fs::File,
+    mapping: &Mapping,
+    range: std::ops::Range<u64>,
+) -> Result<()> {
     let raw = disk.open_direct()?;
     for offset in range.step_by(PAGE as usize) {
         let on_disk = physical(file, offset)?;
@@ -80,7 +91,11 @@ fn pte(ctx: &Ctx, fs: Fs) -> Result<()> {
     check_pages(disk, &file, &mapping, 0..64 * PAGE)?;
     let other = pattern(3, 0, PAGE as usize);
     write_at(&disk.open_direct()?, physical(&file, 5 * PAGE)?, &other)?;
-    same("mapping after a raw write", &mapping.read(5 * PAGE, PAGE as usize), &other)
+    same(
+        "mapping after a raw write",
+        &mapping.read(5 * PAGE, PAGE as usize),
+        &other,
+    )
 }
 
 /// 2 MiB mappings, seen as such in the page table.
@@ -117,7 +132,11 @@ fn whole_device(ctx: &Ctx, fs: Fs) -> Result<()> {
     file.sync_all()?;
     for at in &places {
         check_pages(disk, &file, &mapping, *at..*at + PAGE)?;
-        same("mapping", &mapping.read(*at, PAGE as usize), &pattern(*at, *at, PAGE as usize))?;
+        same(
+            "mapping",
+            &mapping.read(*at, PAGE as usize),
+            &pattern(*at, *at, PAGE as usize),
+        )?;
     }
     Ok(())
 }
@@ -165,10 +184,19 @@ fn dax_option(ctx: &Ctx, fs: Fs) -> Result<()> {
         mount.unmount()?;
     }
     let mount = made.mount("dax=inode")?;
-    ensure!(!is_dax(&mount.path("f"))?, "-o dax=inode: DAX without asking");
+    ensure!(
+        !is_dax(&mount.path("f"))?,
+        "-o dax=inode: DAX without asking"
+    );
     let dir = mount.path("d");
-    sh(format!("mkdir {0} && xfs_io -c 'chattr +x' {0} && touch {0}/f", dir.display()))?;
-    ensure!(is_dax(&dir.join("f"))?, "-o dax=inode: not inherited from the directory");
+    sh(format!(
+        "mkdir {0} && xfs_io -c 'chattr +x' {0} && touch {0}/f",
+        dir.display()
+    ))?;
+    ensure!(
+        is_dax(&dir.join("f"))?,
+        "-o dax=inode: not inherited from the directory"
+    );
     Ok(())
 }
 
@@ -187,7 +215,10 @@ fn map_sync(ctx: &Ctx, fs: Fs) -> Result<()> {
     mount.unmount()?;
     let mount = made.mount("dax=never")?;
     let file = mount.open("f")?;
-    expect_errno(Mapping::sync(&file, 0, MIB).map(|m| m.len()), Errno::EOPNOTSUPP)
+    expect_errno(
+        Mapping::sync(&file, 0, MIB).map(|m| m.len()),
+        Errno::EOPNOTSUPP,
+    )
 }
 
 /// What was written through a mapping is there after each of fsync, msync, sync and unmount.
@@ -229,7 +260,9 @@ fn bad_block_in_file(ctx: &Ctx, fs: Fs) -> Result<()> {
     let sector = physical(&file, bad)? / 512;
     disk.set_sysfs("badblocks", &format!("{sector} 8"))?;
     let mut page = vec![0; PAGE as usize];
-    let e = file.read_exact_at(&mut page, bad).expect_err("read a bad block");
+    let e = file
+        .read_exact_at(&mut page, bad)
+        .expect_err("read a bad block");
     ensure!(errno_of(&e) == Errno::EIO, "{e}");
     file.read_exact_at(&mut page, bad - PAGE)?;
     // A load ends in SIGBUS; another process takes it.
@@ -243,7 +276,11 @@ fn bad_block_in_file(ctx: &Ctx, fs: Fs) -> Result<()> {
     file.write_all_at(&data, bad)?;
     file.read_exact_at(&mut page, bad)?;
     same("rewritten", &page, &data)?;
-    ensure!(disk.sysfs("badblocks")?.is_empty(), "the list is '{}'", disk.sysfs("badblocks")?);
+    ensure!(
+        disk.sysfs("badblocks")?.is_empty(),
+        "the list is '{}'",
+        disk.sysfs("badblocks")?
+    );
     drop(file);
     mount.unmount()?.check()
 }

@@ -10,7 +10,9 @@ use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
     for engine in ["psync", "libaio", "io_uring"] {
-        s.test(format!("raw_{engine}"), move |ctx| raw(ctx, engine)).limit(120).tag(Tag::Stress);
+        s.test(format!("raw_{engine}"), move |ctx| raw(ctx, engine))
+            .limit(120)
+            .tag(Tag::Stress);
     }
     for fs in Fs::ALL {
         for engine in ["psync", "mmap"] {
@@ -36,7 +38,12 @@ fn fio(ctx: &Ctx, target: &str, engine: &str, more: &str) -> Result<()> {
 fn raw(ctx: &Ctx, engine: &str) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     let depth = if engine == "psync" { 1 } else { 8 };
-    fio(ctx, &driver.disk(0).path, engine, &format!("--direct=1 --iodepth={depth}"))
+    fio(
+        ctx,
+        &driver.disk(0).path,
+        engine,
+        &format!("--direct=1 --iodepth={depth}"),
+    )
 }
 
 fn on_fs(ctx: &Ctx, fs: Fs, engine: &str) -> Result<()> {

@@ -15,10 +15,15 @@ use crate::fixture::{pattern, sh, Driver, Fs, Mapping, MIB, PAGE};
 use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
-    s.test("refused_while_open", refused_while_open).tag(Tag::RustOnly).tag(Tag::Smoke);
+    s.test("refused_while_open", refused_while_open)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
     s.test("content_survives", content_survives);
-    s.test("fifty_times", fifty_times).limit(300).tag(Tag::Stress);
-    s.test("takes_turns_with_nd_pmem", takes_turns_with_nd_pmem).tag(Tag::RustOnly);
+    s.test("fifty_times", fifty_times)
+        .limit(300)
+        .tag(Tag::Stress);
+    s.test("takes_turns_with_nd_pmem", takes_turns_with_nd_pmem)
+        .tag(Tag::RustOnly);
 }
 
 /// An open disk, a mount and a mapping each hold the module.
@@ -49,7 +54,11 @@ fn content_survives(ctx: &Ctx) -> Result<()> {
     write_at(&driver.disk(0).open_direct()?, at, &data)?;
     driver.unload()?;
     let driver = Driver::load(ctx, &[])?;
-    same("after reload", &read_at(&driver.disk(0).open_direct()?, at, data.len())?, &data)
+    same(
+        "after reload",
+        &read_at(&driver.disk(0).open_direct()?, at, data.len())?,
+        &data,
+    )
 }
 
 /// What the kernel has allocated: objects per slab cache, vmalloc areas, the resource tree.
@@ -63,8 +72,10 @@ impl Inventory {
     fn take() -> Result<Self> {
         // What is only cached, and what waits for a grace period, is no leak. Free objects that
         // a CPU keeps count as active until the cache is shrunk.
-        sh("sync; echo 3 >/proc/sys/vm/drop_caches; sleep 1; echo 3 >/proc/sys/vm/drop_caches; \
-            for s in /sys/kernel/slab/*/shrink; do echo 1 >$s; done")?;
+        sh(
+            "sync; echo 3 >/proc/sys/vm/drop_caches; sleep 1; echo 3 >/proc/sys/vm/drop_caches; \
+            for s in /sys/kernel/slab/*/shrink; do echo 1 >$s; done",
+        )?;
         let mut slabs = BTreeMap::new();
         for line in fs::read_to_string("/proc/slabinfo")?.lines().skip(2) {
             let mut words = line.split_whitespace();
@@ -78,7 +89,9 @@ impl Inventory {
             let mut words = line.split_whitespace().skip(1);
             let size = words.next().unwrap_or_default();
             let caller = words.next().unwrap_or_default();
-            *vmalloc.entry(format!("{caller} of {size} bytes")).or_insert(0) += 1;
+            *vmalloc
+                .entry(format!("{caller} of {size} bytes"))
+                .or_insert(0) += 1;
         }
         Ok(Inventory {
             slabs,
@@ -90,7 +103,10 @@ impl Inventory {
     /// Whatever has `least` more of than `before` had.
     fn grown(&self, before: &Self, least: i64) -> Vec<String> {
         let mut grown = Vec::new();
-        for (now, then) in [(&self.slabs, &before.slabs), (&self.vmalloc, &before.vmalloc)] {
+        for (now, then) in [
+            (&self.slabs, &before.slabs),
+            (&self.vmalloc, &before.vmalloc),
+        ] {
             for (name, count) in now {
                 let more = count - then.get(name).unwrap_or(&0);
                 if more.abs() > 5 {
@@ -138,10 +154,19 @@ fn fifty_times(ctx: &Ctx) -> Result<()> {
     }
     let before = before.expect("more rounds than warm-up");
     let after = Inventory::take()?;
-    ensure!(after.iomem == before.iomem, "/proc/iomem differs:\n{}", after.iomem);
+    ensure!(
+        after.iomem == before.iomem,
+        "/proc/iomem differs:\n{}",
+        after.iomem
+    );
     // Half an object a round: caches breathe, a leak grows every time.
     let grown = after.grown(&before, (rounds - WARM_UP) as i64 / 2);
-    ensure!(grown.is_empty(), "after {} rounds more: {}", rounds - WARM_UP, grown.join(", "));
+    ensure!(
+        grown.is_empty(),
+        "after {} rounds more: {}",
+        rounds - WARM_UP,
+        grown.join(", ")
+    );
     Ok(())
 }
 
@@ -161,13 +186,25 @@ fn takes_turns_with_nd_pmem(ctx: &Ctx) -> Result<()> {
         },
         &[],
     )?;
-    let disk = c.disks().iter().find(|d| d.start == start).context("nd_pmem has no such range")?;
+    let disk = c
+        .disks()
+        .iter()
+        .find(|d| d.start == start)
+        .context("nd_pmem has no such range")?;
     let file = disk.open_direct()?;
-    same("nd_pmem", &read_at(&file, size - 2 * MIB, data.len())?, &data)?;
+    same(
+        "nd_pmem",
+        &read_at(&file, size - 2 * MIB, data.len())?,
+        &data,
+    )?;
     write_at(&file, 0, &other)?;
     drop(file);
     c.unload()?;
     let driver = Driver::load(ctx, &[])?;
-    same("ours", &read_at(&driver.disk(0).open_direct()?, 0, other.len())?, &other)?;
+    same(
+        "ours",
+        &read_at(&driver.disk(0).open_direct()?, 0, other.len())?,
+        &other,
+    )?;
     Ok(())
 }
