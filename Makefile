@@ -19,7 +19,8 @@ help:
 	@echo '  make test             the whole test suite (T=name runs one, KERNELS=all on both kernels)'
 	@echo '  make stress           the long forms of the tests'
 	@echo '  make crash            power failures (N=1000 SEED=… ON=c)'
-	@echo '  make bench            against the C code, by instruction counts (T=name)'
+	@echo '  make bench            against the C code, by instruction counts (T=name ON=c PARAMS="fs_dax=0")'
+	@echo '                        PROFILE=name: one case, instructions by function (SIDE=rust or c)'
 	@echo '  make bench-flush      the flush loops on this machine, against libpmem'
 	@echo '  make xfstests XFSTESTS_DIR=<built tree> (SECTION= TESTS= ON=c)'
 	@echo '  make shell            a shell in the guest with the module loaded'
@@ -45,6 +46,23 @@ stress:
 
 shell:
 	@$(RUNNER) shell $(PARAMS)
+
+# Words of its own instead of a build that ends in an error.
+xfstests:
+	@[ -n "$(XFSTESTS_DIR)" ] || { echo 'make xfstests runs the xfstests suite (git://git.kernel.org/pub/scm/fs/xfs/xfstests-dev.git): XFSTESTS_DIR=<a built tree>; its README says how to build it, xfstests-config/README.md in which root'; exit 2; }
+	@[ -x "$(XFSTESTS_DIR)/check" ] || { echo 'make xfstests: there is no xfstests tree in $(XFSTESTS_DIR)'; exit 2; }
+	@XFSTESTS_DIR="$$(realpath "$(XFSTESTS_DIR)")" $(RUNNER) xfstests $(if $(ON),--on $(ON)) \
+		--section '$(SECTION)' $(if $(TESTS),--tests '$(TESTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
+		$(if $(RESUME),--resume) $(if $(ACCEPT),--accept)
+
+bench: export RPMEM_COMMIT = $(shell git describe --always --dirty 2>/dev/null)
+bench:
+	@$(RUNNER) bench --on "$(ON)" $(if $(PROFILE),--profile $(or $(SIDE),rust) "$(PROFILE)",$(if $(T),"$(T)")) \
+		$(foreach p,$(PARAMS),--param $(p))
+
+bench-flush:
+	@$(ENV) root >/dev/null
+	@$(ENV) run cargo bench --locked -p flush
 
 modules:
 	@scripts/build.sh modules

@@ -158,10 +158,13 @@ fn new_file(place: &Place) -> Result<File> {
 
 // ---- faults -----------------------------------------------------------------
 
+/// Pages of most cases.
 const N: u64 = 256;
 
 fn faults(list: &mut List) {
     use Blocks::*;
+    // More of them, so that every repeat has its share of timer interrupts.
+    const N: u64 = 1024;
     for (name, blocks, order, write, target) in [
         ("write fault", Written, Scattered, true, Some(1.0)),
         (
@@ -243,7 +246,7 @@ fn faults(list: &mut List) {
         ("read fault 2 MiB", Written, false),
     ] {
         list.add(name, "PMD", move |place| {
-            const N: u64 = 4;
+            const N: u64 = 8;
             unlink(place);
             let file = place.mount().allocate_huge("bench", N * PMD, &place.disk)?;
             Ok(Box::new(move || {
@@ -350,7 +353,7 @@ fn syncs(list: &mut List) {
                 Ok(Box::new(move || {
                     let mut sum = 0;
                     for i in 0..64 {
-                        map.touch(size / 2 + i % 4 * 16 * PMD, i as u8);
+                        map.touch(size / 2 + i % 4 * 4 * PMD, i as u8);
                         let (count, done) = count(|| fdatasync(&file));
                         done?;
                         sum += count;
