@@ -8,11 +8,13 @@
 #include <linux/badblocks.h>
 #include <linux/blkdev.h>
 #include <linux/dax.h>
+#include <linux/iomap.h>
 #include <linux/ioport.h>
 #include <linux/libnvdimm.h>
 #include <linux/memremap.h>
 #include <linux/notifier.h>
 #include <linux/reboot.h>
+#include <linux/rmap.h>
 #include <linux/string.h>
 #include <linux/uio.h>
 

@@ -16,3 +16,8 @@ pub(crate) fn opnotsupp() -> Error {
 pub(crate) fn hwpoison() -> Error {
     Error::from_errno(-(bindings::EHWPOISON as i32))
 }
+
+/// `-ERESTARTSYS`: the system call is to be restarted.
+pub(crate) fn restartsys() -> Error {
+    Error::from_errno(-(bindings::ERESTARTSYS as i32))
+}

@@ -12,3 +12,17 @@ pub(crate) fn cond_resched() {
     // SAFETY: May be called wherever sleeping is allowed; where it is not, C complains.
     unsafe { bindings::rpmem_cond_resched() };
 }
+
+/// Whether others should run.
+#[inline]
+pub(crate) fn need_resched() -> bool {
+    // SAFETY: Has no requirements.
+    unsafe { bindings::rpmem_need_resched() }
+}
+
+/// Whether this thread is to be killed.
+#[inline]
+pub(crate) fn fatal_signal_pending() -> bool {
+    // SAFETY: Has no requirements.
+    unsafe { bindings::rpmem_fatal_signal_pending() }
+}

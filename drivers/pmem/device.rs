@@ -3,6 +3,7 @@
 //! One pmem device: its memory, and what the driver keeps with it.
 
 use super::bad_sectors::Sectors;
+use crate::fs_dax::Stats;
 use crate::include::{
     badblocks::BadBlocks,
     dax_device::DaxDevice,
@@ -40,6 +41,8 @@ pub(crate) struct State {
     /// To wake those who poll the sysfs attribute `badblocks`.
     pub(super) bad_blocks_attribute: SetOnce<Attribute>,
     pub(super) counters: Counters,
+    /// What the fs/dax layer counts.
+    pub(crate) fs_dax: Stats,
 }
 
 /// Events since load, for debugfs.
@@ -69,6 +72,7 @@ impl State {
                 pages_recovered: Atomic::new(0),
                 memory_failures: Atomic::new(0),
             },
+            fs_dax: Stats::new(),
         })
     }
 

@@ -57,7 +57,7 @@ pub(crate) struct Devices {
 /// The fields are in the order in which C's pmem_release_disk() and what follows it take a device
 /// down: no more direct access, no more disk, and last the pages and the reservation.
 struct Disk {
-    _counters: Pin<KBox<debugfs::File<Arc<Device>>>>,
+    _counters: [Pin<KBox<debugfs::File<Arc<Device>>>>; 2],
     _debugfs: debugfs::Dir,
     _dax: dax_device::Registration<Device>,
     _disk: GenDisk<Device>,
@@ -109,10 +109,16 @@ impl Disk {
         // What can fail comes before the disk is added, what cannot comes after.
         let name = CString::try_from_fmt(fmt!("rpmem{index}"))?;
         let dir = debugfs.subdir(&name);
-        let counters = KBox::pin_init(
-            dir.read_callback_file(c"driver", device.clone(), &show_counters),
-            GFP_KERNEL,
-        )?;
+        let counters = [
+            KBox::pin_init(
+                dir.read_callback_file(c"driver", device.clone(), &show_counters),
+                GFP_KERNEL,
+            )?,
+            KBox::pin_init(
+                dir.read_callback_file(c"fs_dax", device.clone(), &show_fs_dax),
+                GFP_KERNEL,
+            )?,
+        ];
         let mut disk = disk::new(device.clone(), node)?;
         let dax = dax_device::Registration::new(&disk, device.clone())?;
         device.dax.populate(dax.device());
@@ -138,6 +144,11 @@ impl Disk {
             _device: device,
         })
     }
+}
+
+/// debugfs: rust_pmem/rpmemN/fs_dax
+fn show_fs_dax(device: &Arc<Device>, f: &mut kernel::fmt::Formatter<'_>) -> kernel::fmt::Result {
+    device.fs_dax.show(f)
 }
 
 /// debugfs: rust_pmem/rpmemN/driver

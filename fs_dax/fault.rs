@@ -1,0 +1,374 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Page faults: PTE and PMD, read and write, MAP_SYNC.
+//!
+//! Follows `dax_iomap_fault()` and `dax_finish_sync_fault()` of fs/dax.c. What differs:
+//!
+//! - A write to a private mapping is handled as a read: the page (or the zero page) is mapped
+//!   read-only, and the core copies it when the store faults again. C copies it here and sets the
+//!   page table with a function that is not exported. The core's way costs a second fault; it holds
+//!   the page table lock over the check that the page is still there, so a truncation cannot get in
+//!   between, and it survives bad memory.
+//! - A hole is mapped with a huge zero page of our own ([`crate::include::zero_pmd`]), as the
+//!   kernel's is not exported.
+//! - Copy-on-write unmaps and copies before the new entry is put in place; if the copy fails the old
+//!   one stays.
+//! - An entry whose pfn is not that of the extent (a fault has raced with the end of a copy-on-write
+//!   write(2)) is replaced. C maps the new page and flushes the old one.
+//! - The dirty mark is set when the entry is locked: one cycle of `xa_lock` less.
+
+use super::{
+    entry::{
+        Entry,
+        Kind,
+        PAGE_SHIFT,
+        PAGE_SIZE,
+        PG_PMD_COLOUR,
+        PMD_ORDER, //
+    },
+    io,
+    lock::{
+        next_unlocked,
+        pass_on,
+        Found,
+        LockedEntry, //
+    },
+    owner,
+    range::{
+        pages_of_size,
+        pmd_fits,
+        PmdFault, //
+    },
+    stats::Stats, //
+};
+use crate::include::{
+    dax_access::DaxReadLock,
+    iomap::{
+        flags,
+        IomapIter,
+        IomapOps,
+        Type, //
+    },
+    trace,
+    vm_fault::{
+        count_major_fault,
+        count_thp_fallback,
+        FaultResult,
+        VmFault, //
+    },
+    xarray::{
+        Mark,
+        XaState, //
+    },
+    zero_pmd::ZeroPmd, //
+};
+use kernel::prelude::*;
+
+/// See [`crate::include::fs_dax_ops::Operations::iomap_fault`].
+pub(super) fn iomap_fault(
+    vmf: &mut VmFault<'_>,
+    order: u32,
+    pfn: Option<&mut usize>,
+    err: &mut Result,
+    ops: &IomapOps,
+) -> FaultResult {
+    let result = match order {
+        0 => pte_fault(vmf, pfn, err, ops),
+        PMD_ORDER => {
+            let result = pmd_fault(vmf, pfn, ops);
+            if result == FaultResult::FALLBACK {
+                // C splits a huge page that is mapped there. The core does that itself when a
+                // write fault falls back; a read fault finds none.
+                count_thp_fallback();
+            }
+            result
+        }
+        _ => return FaultResult::FALLBACK,
+    };
+    Stats::of(vmf.mapping(), |s| s.count_fault(vmf, order, result));
+    trace::fault(
+        vmf.mapping().host(),
+        vmf.pgoff(),
+        order,
+        vmf.flags(),
+        result,
+    );
+    result
+}
+
+/// Whether stores to the page will go to the file.
+#[inline]
+fn is_file_write(vmf: &VmFault<'_>) -> bool {
+    vmf.is_write() && vmf.is_shared()
+}
+
+fn fault_flags(write: bool) -> u32 {
+    flags::DAX | flags::FAULT | if write { flags::WRITE } else { 0 }
+}
+
+fn pte_fault(
+    vmf: &mut VmFault<'_>,
+    mut pfn: Option<&mut usize>,
+    err: &mut Result,
+    ops: &IomapOps,
+) -> FaultResult {
+    let mapping = vmf.mapping();
+    let inode = mapping.host();
+    let pos = (vmf.pgoff() << PAGE_SHIFT) as i64;
+    // The file system's lock keeps truncation out.
+    if pos >= inode.size() {
+        return FaultResult::SIGBUS;
+    }
+    let write = is_file_write(vmf);
+    let mut locked = match LockedEntry::grab(mapping, vmf.pgoff(), 0, write) {
+        Ok(locked) => locked,
+        Err(result) => return result,
+    };
+    // A PMD fault was faster: try again.
+    if vmf.pmd_is_huge() {
+        return FaultResult::NOPAGE;
+    }
+
+    let mut result = FaultResult::NONE;
+    let mut iter = IomapIter::new(inode, pos, PAGE_SIZE as u64, fault_flags(write));
+    *err = loop {
+        match iter.next(ops) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(e) => break Err(e),
+        }
+        if iter.length() < PAGE_SIZE as u64 {
+            super::bug("an extent is smaller than a page");
+            iter.fail(EIO);
+            continue;
+        }
+        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0);
+        if result != FaultResult::SIGBUS && iter.iomap().is_new() {
+            count_major_fault();
+            result = result.and(FaultResult::MAJOR);
+        }
+        if !result.is_error() {
+            if let Err(e) = iter.advance(PAGE_SIZE as u64) {
+                iter.fail(e);
+            }
+        }
+    };
+    match err {
+        Err(e) if result == FaultResult::NONE => FaultResult::from_error(*e),
+        _ => result,
+    }
+}
+
+fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps) -> FaultResult {
+    let mapping = vmf.mapping();
+    let inode = mapping.host();
+    let index = vmf.pgoff() & !PG_PMD_COLOUR;
+    // The file system's lock keeps truncation out.
+    let file_pages = pages_of_size(inode.size());
+    if index >= file_pages {
+        return FaultResult::SIGBUS;
+    }
+    let fault = PmdFault {
+        pgoff: vmf.pgoff(),
+        address: vmf.address(),
+        vma: vmf.vma_range(),
+        file_pages,
+        private_write: vmf.is_write() && !vmf.is_shared(),
+    };
+    if !pmd_fits(&fault) {
+        return FaultResult::FALLBACK;
+    }
+    let write = vmf.is_write();
+    let mut locked = match LockedEntry::grab(mapping, index, PMD_ORDER, write) {
+        Ok(locked) => locked,
+        Err(result) => return result,
+    };
+    // A PTE fault was faster: try again.
+    if !vmf.pmd_is_none() && !vmf.pmd_is_huge() {
+        return FaultResult::NONE;
+    }
+
+    let mut result = FaultResult::FALLBACK;
+    let size = (PAGE_SIZE as u64) << PMD_ORDER;
+    let mut iter = IomapIter::new(
+        inode,
+        (index << PAGE_SHIFT) as i64,
+        size,
+        fault_flags(write),
+    );
+    while let Ok(true) = iter.next(ops) {
+        if iter.length() < size {
+            // Nothing done: the next turn ends it.
+            continue;
+        }
+        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER);
+        if result != FaultResult::FALLBACK {
+            if let Err(e) = iter.advance(size) {
+                iter.fail(e);
+            }
+        }
+    }
+    result
+}
+
+/// C's `dax_fault_iter()`: puts what the extent has at the fault's place into the entry and the page
+/// table.
+fn map_extent(
+    vmf: &mut VmFault<'_>,
+    iter: &IomapIter<'_>,
+    pfn: Option<&mut usize>,
+    locked: &mut LockedEntry<'_>,
+    order: u32,
+) -> FaultResult {
+    let iomap = iter.iomap();
+    let write = iter.is_write();
+    let error = |e: Error| {
+        if order > 0 {
+            FaultResult::FALLBACK
+        } else {
+            FaultResult::from_error(e)
+        }
+    };
+
+    if !write && iomap.is_zero() {
+        return map_hole(vmf, locked, order);
+    }
+    if iomap.type_() != Type::Mapped && !iomap.is_shared() {
+        super::bug("a file system gave no blocks to write to");
+        return error(EIO);
+    }
+
+    let nr = 1 << order;
+    let alive = DaxReadLock::new();
+    let extent = match io::direct_access(&alive, iomap, iter.pos(), nr) {
+        Ok(extent) if extent.nr >= nr && extent.pfn % nr == 0 => extent,
+        Ok(_) => return error(EINVAL),
+        Err(e) => return error(e),
+    };
+    let Some(pages) = extent.pages(locked.mapping()) else {
+        return error(EINVAL);
+    };
+    // MAP_SYNC: metadata must be on the medium before a store is allowed.
+    let sync = write && vmf.is_sync() && iomap.is_dirty();
+    let cow = write && iomap.is_shared();
+    if (write && !sync) || cow {
+        locked.mapping().host().mark_dirty_pages();
+        locked.keep_dirty();
+    }
+
+    let new = Entry::new(extent.pfn, order, Kind::Real);
+    let old = locked.entry();
+    let stale = old.is_real()
+        && old.pfn().wrapping_add(vmf.pgoff() & (old.nr_pages() - 1))
+            != new.pfn().wrapping_add(vmf.pgoff() & (nr - 1));
+    if iomap.is_shared() || old.kind() == Kind::Zero || stale {
+        locked.mapping().unmap_pages(locked.index(), old.nr_pages());
+    }
+    if cow {
+        if let Err(e) = io::copy_source(&alive, iter.srcmap(), iter.pos(), &extent.mem) {
+            return FaultResult::from_error(e);
+        }
+    }
+    // A real PMD entry stays where a page is wanted: all of it will be dirty.
+    if (iomap.is_shared() || !old.is_real() || stale) && old.order() == order {
+        replace(locked, new, iomap.is_shared());
+    }
+    drop(alive);
+
+    if sync {
+        return match pfn {
+            Some(pfn) => {
+                *pfn = pages.pfn();
+                FaultResult::NEEDDSYNC
+            }
+            None => FaultResult::SIGBUS,
+        };
+    }
+    let _ref = pages.folio().get();
+    if order > 0 {
+        vmf.insert_pmd(&pages, write)
+    } else {
+        vmf.insert_page(&pages, write)
+    }
+}
+
+/// The locked entry now stands for `new`.
+fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) {
+    let mapping = locked.mapping();
+    let old = locked.entry();
+    owner::disassociate(mapping, old);
+    owner::associate(mapping, locked.index(), new, shared);
+    locked.set(new);
+    trace::insert(mapping.host(), locked.index(), old.to_xa(), new.to_xa());
+}
+
+/// C's `dax_load_hole()` and `dax_pmd_load_hole()`: maps zeroes read-only. A write will fault again
+/// and get blocks.
+fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> FaultResult {
+    if order == 0 {
+        if locked.entry().kind() == Kind::Empty {
+            replace(locked, Entry::new(vmf.zero_pfn(), 0, Kind::Zero), false);
+        }
+        return vmf.insert_zero_page();
+    }
+    let Some(zero) = ZeroPmd::get() else {
+        return FaultResult::FALLBACK;
+    };
+    if locked.entry().kind() == Kind::Empty {
+        replace(locked, Entry::new(zero.pfn(), order, Kind::Zero), false);
+    }
+    vmf.insert_zero_pmd(zero)
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::finish_sync_fault`].
+pub(super) fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
+    let first = (vmf.pgoff() << PAGE_SHIFT) as i64;
+    let last = first + ((PAGE_SIZE << order) as i64 - 1);
+    let result = match vmf.fsync(first, last) {
+        Ok(()) => map_written(vmf, order, pfn),
+        Err(_) => FaultResult::SIGBUS,
+    };
+    Stats::of(vmf.mapping(), |s| s.sync_faults.inc());
+    trace::fault(
+        vmf.mapping().host(),
+        vmf.pgoff(),
+        order,
+        vmf.flags(),
+        result,
+    );
+    result
+}
+
+/// C's `dax_insert_pfn_mkwrite()`: marks the entry dirty and maps its page writable.
+fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
+    let mapping = vmf.mapping();
+    let mut xas = XaState::new(mapping.i_pages(), vmf.pgoff(), order);
+    let mut xa = xas.lock();
+    let entry = match next_unlocked(&mut xa, mapping, order) {
+        Found::Unlocked(entry) if entry.order() == order && entry.is_real() => entry,
+        // Somebody was faster: try again.
+        Found::Unlocked(entry) => {
+            pass_on(mapping, xa.index(), entry);
+            return FaultResult::NOPAGE;
+        }
+        _ => return FaultResult::NOPAGE,
+    };
+    let Some(pages) = owner::pages(mapping, entry).filter(|p| p.pfn() == pfn) else {
+        pass_on(mapping, xa.index(), entry);
+        return FaultResult::NOPAGE;
+    };
+    xa.replace(entry.locked().to_xa());
+    xa.set_mark(Mark::Dirty);
+    let locked = LockedEntry::adopt(mapping, xa.index(), entry);
+    drop(xa);
+    mapping.host().mark_dirty_pages();
+
+    let _ref = pages.folio().get();
+    let result = match order {
+        0 => vmf.insert_page(&pages, true),
+        PMD_ORDER => vmf.insert_pmd(&pages, true),
+        _ => FaultResult::FALLBACK,
+    };
+    drop(locked);
+    result
+}

@@ -1,0 +1,455 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! read(2), write(2), zeroing and unsharing.
+//!
+//! Follows `dax_iomap_rw()`, `dax_zero_range()` and `dax_file_unshare()` of fs/dax.c. What differs,
+//! all about what is durable or stale after a power failure or an error:
+//!
+//! - Whatever is stored through the cache (edges of copy-on-write, parts of pages, unshared blocks)
+//!   is written back; C leaves it in the cache with nothing to tell a later fsync of it.
+//! - Before copy-on-write, dirty source pages are written back. C clears their dirty marks, for the
+//!   whole extent, also where the write then fails.
+//! - After a short copy from the user the rest of the block is copied from the source. C leaves what
+//!   was on the medium.
+//! - When a copy-on-write is done, entries of the old blocks are invalidated once more: a read fault
+//!   may have mapped them meanwhile.
+//! - Zeroing goes over whole extents with non-temporal stores, not page by page.
+
+use super::{
+    entry::{
+        PAGE_SHIFT,
+        PAGE_SIZE, //
+    },
+    range::{
+        device_pgoff,
+        edges, //
+    },
+    stats::Stats,
+    writeback, //
+};
+use crate::{
+    arch::{
+        self,
+        Durable,
+        WrittenBack, //
+    },
+    include::{
+        dax_access::{
+            DaxReadLock,
+            Extent, //
+        },
+        errno,
+        inode::{
+            AddressSpace,
+            Inode, //
+        },
+        iomap::{
+            flags,
+            Iomap,
+            IomapIter,
+            IomapOps,
+            Type, //
+        },
+        iov_iter::{
+            IovIter,
+            Kiocb, //
+        },
+        pmem::Pmem,
+        task,
+        trace, //
+    },
+};
+use kernel::prelude::*;
+
+/// Pages zeroed before others may run.
+const ZERO_BATCH: usize = 512;
+
+/// C's `dax_iomap_direct_access()`: the memory of up to `nr` pages of an extent, from the page with
+/// the file's byte `pos` on; at least one page.
+pub(super) fn direct_access<'r>(
+    alive: &'r DaxReadLock,
+    iomap: &Iomap,
+    pos: i64,
+    nr: usize,
+) -> Result<Extent<'r>> {
+    let pgoff = device_pgoff(iomap.addr(), iomap.offset(), pos);
+    iomap
+        .dax()
+        .ok_or(EIO)?
+        .direct_access(alive, pgoff, nr, false)
+}
+
+/// C's `dax_mem2blk_err()`: bad memory is an I/O error to read(2) and write(2).
+fn mem_to_block(e: Error) -> Error {
+    if e == errno::hwpoison() {
+        EIO
+    } else {
+        e
+    }
+}
+
+/// Fills `dest` with what the source extent has at the file's byte `pos`: for copy-on-write. `EIO`
+/// if the source is bad.
+pub(super) fn copy_source(
+    alive: &DaxReadLock,
+    srcmap: &Iomap,
+    pos: i64,
+    dest: &Pmem<'_>,
+) -> Result {
+    // A shared source is the destination itself: there is nothing below it.
+    if srcmap.is_shared() || srcmap.is_zero() {
+        dest.fill_zero();
+        return Ok(());
+    }
+    let mut done = 0;
+    while done < dest.len() {
+        let at = pos + done as i64;
+        let offset = at as usize % PAGE_SIZE;
+        let left = dest.len() - done;
+        let source = direct_access(alive, srcmap, at, (offset + left).div_ceil(PAGE_SIZE))
+            .map_err(mem_to_block)?;
+        let source = source.mem.slice(offset, left);
+        dest.slice(done, source.len()).copy_from(&source)?;
+        done += source.len();
+    }
+    Ok(())
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::iomap_rw`].
+pub(super) fn iomap_rw(
+    iocb: &mut Kiocb<'_>,
+    user: &mut IovIter<'_>,
+    ops: &IomapOps,
+) -> Result<usize> {
+    if iocb.is_atomic() {
+        super::bug("an atomic write to a DAX file");
+        return Err(EIO);
+    }
+    let len = user.count();
+    if len == 0 {
+        return Ok(0);
+    }
+    let inode = iocb.inode();
+    let mapping = inode.mapping();
+    let write = user.is_write();
+    let start = iocb.pos();
+    let mut why = flags::DAX;
+    if write {
+        why |= flags::WRITE;
+    }
+    if iocb.is_nowait() {
+        why |= flags::NOWAIT;
+    }
+
+    let mut iter = IomapIter::new(inode, start, len as u64, why);
+    let mut cow = false;
+    let mut written = WrittenBack::nothing();
+    let result = loop {
+        match iter.next(ops) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(e) => break Err(e),
+        }
+        cow |= write && iter.iomap().is_shared();
+        let (result, stored) = rw_extent(&mut iter, user, write);
+        written = written.and(stored);
+        if let Err(e) = result {
+            iter.fail(e);
+        }
+    };
+    let done = (iter.pos() - start) as usize;
+    iocb.set_pos(iter.pos());
+    if write {
+        // What write(2) has stored is durable when it returns, up to metadata.
+        let _: Durable = written.fence();
+        if cow && done > 0 {
+            // Pages dirtied since are of the new blocks and stay.
+            let _ = mapping.invalidate(
+                start as usize >> PAGE_SHIFT,
+                (iter.pos() - 1) as usize >> PAGE_SHIFT,
+            );
+        }
+    }
+    let ret = match result {
+        Err(e) if done == 0 => Err(e),
+        _ => Ok(done),
+    };
+    let code = ret.map_or_else(|e| e.to_errno() as isize, |n| n as isize);
+    Stats::of(mapping, |s| s.count_rw(write, done));
+    trace::rw(inode, start, len, write, code);
+    ret
+}
+
+/// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent.
+fn rw_extent(
+    iter: &mut IomapIter<'_>,
+    user: &mut IovIter<'_>,
+    write: bool,
+) -> (Result, WrittenBack) {
+    let mut written = WrittenBack::nothing();
+    let mut end = iter.pos() + iter.length() as i64;
+    let mapping = iter.inode().mapping();
+    if !write {
+        end = end.min(iter.inode().size());
+        if iter.pos() >= end {
+            return (Ok(()), written);
+        }
+        if iter.iomap().is_zero() {
+            let done = user.zero((end - iter.pos()) as usize);
+            return (iter.advance(done as u64), written);
+        }
+    }
+    let cow = write && iter.iomap().is_shared();
+    if iter.iomap().type_() != Type::Mapped && !iter.iomap().is_shared() {
+        super::bug("a file system gave no blocks to read or write");
+        return (Err(EIO), written);
+    }
+
+    // What is mapped there, zero pages or the source of copy-on-write, is not the file's any more.
+    if iter.iomap().is_new() || cow {
+        let first = iter.pos() as usize >> PAGE_SHIFT;
+        let last = (end - 1) as usize >> PAGE_SHIFT;
+        if cow {
+            let mut pages = 0;
+            let write_cache = Stats::write_cache(mapping);
+            if let Err(e) = writeback::clean(mapping, write_cache, first, last, &mut pages) {
+                return (Err(e), written);
+            }
+        }
+        let _ = mapping.invalidate(first, last);
+    }
+
+    let alive = DaxReadLock::new();
+    while iter.pos() < end {
+        if task::fatal_signal_pending() {
+            return (Err(EINTR), written);
+        }
+        let pos = iter.pos();
+        let offset = pos as usize % PAGE_SIZE;
+        let left = (end - pos) as usize;
+        let nr = (offset + left).div_ceil(PAGE_SIZE);
+        let iomap = iter.iomap();
+        let Some(dax) = iomap.dax() else {
+            return (Err(EIO), written);
+        };
+        let pgoff = device_pgoff(iomap.addr(), iomap.offset(), pos);
+        let (extent, recover) = match dax.direct_access(&alive, pgoff, nr, false) {
+            Ok(extent) => (extent, false),
+            Err(e) if e == errno::hwpoison() && write => {
+                match dax.direct_access(&alive, pgoff, nr, true) {
+                    Ok(extent) => (extent, true),
+                    Err(e) => return (Err(mem_to_block(e)), written),
+                }
+            }
+            Err(e) => return (Err(mem_to_block(e)), written),
+        };
+        let mem = extent.mem.slice(offset, left);
+        if cow && offset > 0 {
+            let head = extent.mem.slice(0, offset);
+            match copy_source(&alive, iter.srcmap(), pos - offset as i64, &head) {
+                Ok(()) => written = written.and(arch::write_back(&head)),
+                Err(e) => return (Err(e), written),
+            }
+        }
+        let done = if recover {
+            dax.recovery_write(&alive, pgoff, &mem, user)
+        } else if write {
+            user.copy_to_pmem(&mem)
+        } else {
+            user.copy_from_pmem(&mem)
+        };
+        if cow && done > 0 {
+            let edge = edges(pos, done, PAGE_SIZE);
+            let tail = extent.mem.slice(offset + done, edge.tail);
+            match copy_source(&alive, iter.srcmap(), pos + done as i64, &tail) {
+                Ok(()) => written = written.and(arch::write_back(&tail)),
+                Err(e) => return (Err(e), written),
+            }
+        }
+        if let Err(e) = iter.advance(done as u64) {
+            return (Err(e), written);
+        }
+        if done == 0 {
+            return (Err(EFAULT), written);
+        }
+        if done < mem.len() {
+            break;
+        }
+    }
+    (Ok(()), written)
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::zero_range`].
+pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (Result, bool) {
+    let mut iter = IomapIter::new(inode, pos, len as u64, flags::DAX | flags::ZERO);
+    let mut zeroed = false;
+    let mut written = WrittenBack::nothing();
+    let result = loop {
+        match iter.next(ops) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(e) => break Err(e),
+        }
+        match zero_extent(&mut iter) {
+            Ok(None) => {}
+            Ok(Some(stored)) => {
+                zeroed = true;
+                written = written.and(stored);
+            }
+            Err(e) => iter.fail(e),
+        }
+    };
+    let _: Durable = written.fence();
+    Stats::of(inode.mapping(), |s| {
+        s.count_zero((iter.pos() - pos) as usize)
+    });
+    trace::zero(inode, pos, len, &result);
+    (result, zeroed)
+}
+
+/// C's `dax_zero_iter()`: zeroes one extent; `None` if it reads as zeroes already.
+fn zero_extent(iter: &mut IomapIter<'_>) -> Result<Option<WrittenBack>> {
+    if iter.srcmap().is_zero() {
+        let len = iter.length();
+        iter.advance(len)?;
+        return Ok(None);
+    }
+    let mapping = iter.inode().mapping();
+    if iter.iomap().is_shared() {
+        let last = iter.pos() + (iter.length() as i64 - 1);
+        let _ = mapping.invalidate(
+            iter.pos() as usize >> PAGE_SHIFT,
+            last as usize >> PAGE_SHIFT,
+        );
+    }
+    let mut written = WrittenBack::nothing();
+    while iter.length() > 0 {
+        let (done, stored) = {
+            let alive = DaxReadLock::new();
+            zero_piece(iter, &alive)?
+        };
+        written = written.and(stored);
+        iter.advance(done as u64)?;
+        task::cond_resched();
+    }
+    Ok(Some(written))
+}
+
+/// Zeroes from the iteration's position on: the rest of a page, or whole pages. Returns how many
+/// bytes.
+fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, WrittenBack)> {
+    let iomap = iter.iomap();
+    let pos = iter.pos();
+    let offset = pos as usize % PAGE_SIZE;
+    let left = iter.length() as usize;
+    let pgoff = device_pgoff(iomap.addr(), iomap.offset(), pos);
+    let dax = iomap.dax().ok_or(EIO)?;
+
+    if offset == 0 && left >= PAGE_SIZE {
+        let nr = (left / PAGE_SIZE).min(ZERO_BATCH);
+        return match dax.direct_access(alive, pgoff, nr, false) {
+            Ok(extent) => Ok((extent.mem.len(), arch::zero(&extent.mem)?)),
+            // The driver knows how to make bad memory good.
+            Err(e) if e == errno::hwpoison() => {
+                dax.zero_page(alive, pgoff).map_err(mem_to_block)?;
+                Ok((PAGE_SIZE, WrittenBack::nothing()))
+            }
+            Err(e) => Err(e),
+        };
+    }
+
+    let len = left.min(PAGE_SIZE - offset);
+    let extent = dax
+        .direct_access(alive, pgoff, 1, false)
+        .map_err(mem_to_block)?;
+    let mut part = extent.mem.slice(offset, len);
+    part.fill_zero();
+    if iomap.is_shared() {
+        let edge = edges(pos, len, PAGE_SIZE);
+        let srcmap = iter.srcmap();
+        let head = extent.mem.slice(0, edge.head);
+        copy_source(alive, srcmap, pos - edge.head as i64, &head)?;
+        let tail = extent.mem.slice(offset + len, edge.tail);
+        copy_source(alive, srcmap, pos + len as i64, &tail)?;
+        part = extent.mem;
+    }
+    Ok((len, arch::write_back(&part)))
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::truncate_page`].
+pub(super) fn truncate_page(inode: &Inode, pos: i64, ops: &IomapOps) -> (Result, bool) {
+    let block = 1i64 << inode.blkbits();
+    match pos & (block - 1) {
+        0 => (Ok(()), false),
+        offset => zero_range(inode, pos, block - offset, ops),
+    }
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::file_unshare`].
+pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> Result {
+    let size = inode.size();
+    if pos < 0 || pos >= size {
+        return Ok(());
+    }
+    let len = len.min(size - pos) as u64;
+    let why = flags::WRITE | flags::UNSHARE | flags::DAX;
+    let mut iter = IomapIter::new(inode, pos, len, why);
+    let mut written = WrittenBack::nothing();
+    let result = loop {
+        match iter.next(ops) {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(e) => break Err(e),
+        }
+        match unshare_extent(&mut iter) {
+            Ok(stored) => written = written.and(stored),
+            Err(e) => iter.fail(e),
+        }
+    };
+    let _: Durable = written.fence();
+    result
+}
+
+/// C's `dax_unshare_iter()`: copies the whole blocks of one extent.
+fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
+    let len = iter.length();
+    let mut written = WrittenBack::nothing();
+    if !iter.wants_unshare() {
+        iter.advance(len)?;
+        return Ok(written);
+    }
+    let edge = edges(iter.pos(), len as usize, PAGE_SIZE);
+    let pos = iter.pos() - edge.head as i64;
+    let first = pos as usize >> PAGE_SHIFT;
+    let last = first + (edge.size >> PAGE_SHIFT) - 1;
+    invalidate_clean(iter.inode().mapping(), first, last)?;
+
+    let alive = DaxReadLock::new();
+    let mut done = 0;
+    while done < edge.size {
+        let at = pos + done as i64;
+        let nr = ((edge.size - done) >> PAGE_SHIFT).min(ZERO_BATCH);
+        let dest = direct_access(&alive, iter.iomap(), at, nr).map_err(mem_to_block)?;
+        copy_source(&alive, iter.srcmap(), at, &dest.mem)?;
+        written = written.and(arch::write_back(&dest.mem));
+        done += dest.mem.len();
+        task::cond_resched();
+    }
+    drop(alive);
+    iter.advance(len)?;
+    Ok(written)
+}
+
+/// Writes dirty pages back and takes the entries away.
+fn invalidate_clean(mapping: &AddressSpace, first: usize, last: usize) -> Result {
+    let mut pages = 0;
+    writeback::clean(
+        mapping,
+        Stats::write_cache(mapping),
+        first,
+        last,
+        &mut pages,
+    )?;
+    let _ = mapping.invalidate(first, last);
+    Ok(())
+}

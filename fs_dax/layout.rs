@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Breaking layouts: before blocks are taken from a file, nobody may use them; then their entries
+//! are deleted. And deleting and invalidating single entries.
+//!
+//! Follows `dax_layout_busy_page_range()`, `dax_break_layout()` and what is around them in
+//! fs/dax.c. What differs: deleting a range gives way to others now and then, where C keeps
+//! interrupts off for the whole range.
+
+use super::{
+    entry::Entry,
+    lock::{
+        next_unlocked,
+        pass_on,
+        wait_unlocked,
+        wake,
+        Found,
+        Wake, //
+    },
+    owner,
+    range::page_range,
+    stats::Stats, //
+};
+use crate::include::{
+    errno::restartsys,
+    folio::{
+        Folio,
+        LayoutCallback, //
+    },
+    inode::{
+        AddressSpace,
+        Inode, //
+    },
+    trace,
+    xarray::{
+        Mark,
+        XaLocked,
+        XaState, //
+    }, //
+};
+use kernel::prelude::*;
+
+/// Entries after which a scan lets others have the lock.
+const BATCH: usize = 1024;
+
+/// See [`crate::include::fs_dax_ops::Operations::layout_busy_page_range`].
+pub(super) fn layout_busy_page_range(
+    mapping: &AddressSpace,
+    start: i64,
+    end: i64,
+) -> Option<&Folio> {
+    if !mapping.is_dax() {
+        return None;
+    }
+    let (first, last) = page_range(start, end);
+    // Either we see the reference that get_user_pages_fast() has taken, or it sees that the page is
+    // not mapped any more and drops it: page table entries are cleared under the page table lock.
+    mapping.unmap_pages(first, last.wrapping_sub(first).wrapping_add(1));
+
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    let mut xa = xas.lock();
+    let mut scanned = 0;
+    loop {
+        let raw = xa.find(last);
+        if raw == 0 {
+            return None;
+        }
+        if let Some(entry) = Entry::from_xa(raw) {
+            if let Some(entry) = wait_unlocked(&mut xa, mapping, entry) {
+                let index = xa.index();
+                let busy = owner::busy_folio(mapping, entry);
+                pass_on(mapping, index, entry);
+                if busy.is_some() {
+                    drop(xa);
+                    Stats::of(mapping, |s| s.busy_pages.inc());
+                    trace::busy(mapping.host(), index);
+                    return busy;
+                }
+            }
+        }
+        scanned += 1;
+        if scanned % BATCH == 0 {
+            xa.pause();
+            xa.resched();
+        }
+    }
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::break_layout`].
+pub(super) fn break_layout(
+    inode: &Inode,
+    start: i64,
+    end: i64,
+    cb: Option<LayoutCallback>,
+) -> Result {
+    let mapping = inode.mapping();
+    if !mapping.is_dax() {
+        return Ok(());
+    }
+    // From the start each time: `cb` lets faults in while it sleeps.
+    while let Some(folio) = layout_busy_page_range(mapping, start, end) {
+        folio.wait_idle(inode, cb.ok_or_else(restartsys)?)?;
+    }
+    delete_mapping_range(mapping, start, end);
+    Ok(())
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::break_layout_final`].
+pub(super) fn break_layout_final(inode: &Inode) {
+    let mapping = inode.mapping();
+    if !mapping.is_dax() {
+        return;
+    }
+    while let Some(folio) = layout_busy_page_range(mapping, 0, i64::MAX) {
+        folio.wait_idle_uninterruptible();
+    }
+    delete_mapping_range(mapping, 0, i64::MAX);
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::delete_mapping_range`].
+pub(super) fn delete_mapping_range(mapping: &AddressSpace, start: i64, end: i64) {
+    let (first, last) = page_range(start, end);
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    let mut xa = xas.lock();
+    let mut deleted = 0;
+    let mut pages = 0;
+    loop {
+        let raw = xa.find(last);
+        if raw == 0 {
+            break;
+        }
+        let Some(entry) = Entry::from_xa(raw) else {
+            continue;
+        };
+        let Some(entry) = wait_unlocked(&mut xa, mapping, entry) else {
+            continue;
+        };
+        delete(&mut xa, mapping, entry);
+        deleted += 1;
+        pages += entry.nr_pages();
+        // An entry of a PMD costs as much as its pages.
+        if pages >= BATCH {
+            pages = 0;
+            xa.pause();
+            xa.resched();
+        }
+    }
+    drop(xa);
+    if deleted > 0 {
+        trace::delete(mapping.host(), first, last, deleted);
+    }
+}
+
+/// Deletes the unlocked entry that the cursor is at.
+fn delete(xa: &mut XaLocked<'_, '_>, mapping: &AddressSpace, entry: Entry) {
+    owner::disassociate(mapping, entry);
+    xa.store(0);
+    mapping.add_pages(xa, -(entry.nr_pages() as isize));
+    wake(mapping, xa.index(), entry, Wake::All);
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::delete_mapping_entry`].
+pub(super) fn delete_mapping_entry(mapping: &AddressSpace, index: usize) -> bool {
+    delete_entry(mapping, index, |_| true)
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::invalidate_mapping_entry_sync`].
+pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize) -> bool {
+    delete_entry(mapping, index, |xa| {
+        !xa.is_marked(Mark::Dirty) && !xa.is_marked(Mark::ToWrite)
+    })
+}
+
+/// C's `__dax_invalidate_entry()`: deletes the entry at `index` if `wanted` says so, whether it did.
+fn delete_entry(
+    mapping: &AddressSpace,
+    index: usize,
+    wanted: impl FnOnce(&XaLocked<'_, '_>) -> bool,
+) -> bool {
+    let mut xas = XaState::new(mapping.i_pages(), index, 0);
+    let mut xa = xas.lock();
+    let Found::Unlocked(entry) = next_unlocked(&mut xa, mapping, 0) else {
+        return false;
+    };
+    if !wanted(&xa) {
+        pass_on(mapping, xa.index(), entry);
+        return false;
+    }
+    delete(&mut xa, mapping, entry);
+    true
+}

@@ -1,0 +1,64 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Which file a folio belongs to: memory failure handling has to find the way back from a page.
+//!
+//! A real entry is associated with the folio at its pfn when it comes into being and disassociated
+//! when it goes. See [`crate::include::folio`] for the words in the folio and their lock.
+
+use super::entry::Entry;
+use crate::include::{
+    folio::{
+        Folio,
+        Pages,
+        SharingLock, //
+    },
+    inode::AddressSpace, //
+};
+
+/// The pages of a real entry.
+#[inline]
+pub(super) fn pages(mapping: &AddressSpace, entry: Entry) -> Option<Pages<'_>> {
+    if !entry.is_real() {
+        return None;
+    }
+    let pages = Pages::new(mapping, entry.pfn(), entry.nr_pages());
+    super::check(pages.is_some(), "an entry is not for DAX memory");
+    pages
+}
+
+/// C's `dax_associate_entry()`: the pages of `entry`, which is or will be at `index`, belong to
+/// `mapping`; with `shared` maybe to other files too. The caller has the entry locked. May sleep.
+pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shared: bool) {
+    let Some(pages) = pages(mapping, entry) else {
+        return;
+    };
+    let folio = pages.folio();
+    // Other files can take the folio up at the same time only if it is shared. They are kept out,
+    // so that a free folio stays free until its order is right.
+    let _sharing = shared.then(SharingLock::new);
+    if shared {
+        let mut owner = folio.lock_share();
+        if !owner.is_free() {
+            owner.share();
+            return;
+        }
+    }
+    if entry.is_pmd() {
+        folio.make_compound(entry.order());
+    }
+    folio.lock_share().set_owner(mapping, index);
+}
+
+/// C's `dax_disassociate_entry()`: the pages of `entry` do not belong to `mapping` any more. The
+/// caller has the entry locked, or found it unlocked under `xa_lock`. Does not sleep.
+pub(super) fn disassociate(mapping: &AddressSpace, entry: Entry) {
+    if let Some(pages) = pages(mapping, entry) {
+        pages.folio().lock_share().unshare();
+    }
+}
+
+/// C's `dax_busy_page()`: the folio of `entry` if somebody other than page tables uses it.
+pub(super) fn busy_folio(mapping: &AddressSpace, entry: Entry) -> Option<&Folio> {
+    let folio = pages(mapping, entry)?.folio();
+    folio.is_busy().then_some(folio)
+}

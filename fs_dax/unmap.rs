@@ -1,0 +1,80 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Flush on unmap, and pages that devices have written to.
+//!
+//! The core calls `folio_mark_dirty()` when it takes a dirty mapping of a page out of a page table
+//! (munmap, exit, MADV_DONTNEED, truncation) and when a device has written to a pinned page
+//! (`unpin_user_pages_dirty_lock()`, direct I/O). For DAX files that ends in `noop_dirty_folio()`,
+//! which only sets a flag that nobody reads. Here:
+//!
+//! - The page's cache lines are written back there and then, if the parameter `flush_on_unmap` says
+//!   so. Nothing is claimed about them; an fsync later finds clean lines.
+//! - The entry is marked dirty if it is not. After a removed mapping it is already. After DMA it may
+//!   have been cleaned by an fsync between the pin and the write: C loses such data at a power
+//!   failure.
+//!
+//! The folio's own dirty flag is never set, so that the core, which looks at it first at unpin, tells
+//! us of every page.
+
+use super::{
+    entry::Entry,
+    owner,
+    stats::Stats, //
+};
+use crate::{
+    arch,
+    include::{
+        folio::Folio,
+        inode::AddressSpace,
+        module_param,
+        trace,
+        xarray::{
+            Mark,
+            XaState, //
+        }, //
+    },
+};
+
+/// See [`crate::include::fs_dax_ops::Operations::dirty_folio`].
+pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
+    if !mapping.is_dax() {
+        return folio.set_dirty();
+    }
+    let index = folio.index();
+    let nr = 1 << folio.order();
+    let flush = module_param::flush_on_unmap() && Stats::write_cache(mapping);
+    let entry = Entry::new(folio.pfn(), folio.order(), super::entry::Kind::Real);
+    if flush {
+        if let Some(pages) = owner::pages(mapping, entry) {
+            arch::write_back(&pages.mem()).claim_nothing();
+        }
+    }
+    let tagged = mark_dirty(mapping, index, entry);
+    Stats::of(mapping, |s| s.count_unmap(nr, flush, tagged));
+    trace::unmap(mapping.host(), index, nr, flush, tagged);
+    tagged
+}
+
+/// Marks the entry at `index` dirty if it is, locked or not, `entry`. Whether it was not.
+fn mark_dirty(mapping: &AddressSpace, index: usize, entry: Entry) -> bool {
+    let mut xas = XaState::new(mapping.i_pages(), index, 0);
+    let mut xa = xas.lock_irqsave();
+    let found = match Entry::from_xa(xa.load()) {
+        Some(found) if found.unlocked() == entry => found,
+        // The page has been taken from the file.
+        _ => return false,
+    };
+    let tagged = !xa.is_marked(Mark::Dirty);
+    if tagged {
+        xa.set_mark(Mark::Dirty);
+    }
+    if found.is_locked() {
+        // Who has it locked may have flushed it already: he must not clear the mark.
+        xa.set_mark(Mark::ToWrite);
+    }
+    drop(xa);
+    if tagged {
+        mapping.host().mark_dirty_pages();
+    }
+    tagged
+}

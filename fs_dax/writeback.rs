@@ -1,0 +1,223 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Write-back: making dirty pages durable for fsync, msync and sync.
+//!
+//! Follows `dax_writeback_mapping_range()` of fs/dax.c, but in batches ([`super::run`]) where C
+//! goes entry by entry: lock the entries in one hold of `xa_lock`, write-protect runs of them with
+//! one reverse-map walk, flush, fence once, unlock all in one hold.
+
+use super::{
+    entry::{
+        Entry,
+        PAGE_SHIFT, //
+    },
+    lock::{
+        self,
+        next_unlocked,
+        pass_on,
+        unmark_dirty,
+        Found,
+        Wake, //
+    },
+    range::page_range,
+    run::Batch,
+    stats::Stats, //
+};
+use crate::{
+    arch::{
+        self,
+        Durable,
+        WrittenBack, //
+    },
+    include::{
+        dax_access::DaxAccess,
+        folio::Pages,
+        inode::AddressSpace,
+        task,
+        trace,
+        writeback_control::WritebackControl,
+        xarray::{
+            Mark,
+            XaLocked,
+            XaState, //
+        }, //
+    },
+};
+use kernel::prelude::*;
+
+/// See [`crate::include::fs_dax_ops::Operations::writeback_mapping_range`].
+pub(super) fn writeback_mapping_range(
+    mapping: &AddressSpace,
+    dax: &DaxAccess<'_>,
+    wbc: &WritebackControl<'_>,
+) -> Result {
+    let inode = mapping.host();
+    if inode.blkbits() != PAGE_SHIFT {
+        super::bug("a DAX file has blocks that are not pages");
+        return Err(EIO);
+    }
+    // As in C, cleaning without need of durability would gain nothing.
+    if mapping.is_empty() || !wbc.is_sync_all() {
+        return Ok(());
+    }
+    let (start, end) = wbc.range();
+    let (first, last) = page_range(start, end);
+    trace::writeback(inode, first, last);
+    let mut pages = 0;
+    let result = clean(mapping, dax.write_cache(), first, last, &mut pages);
+    if let Err(e) = result {
+        mapping.set_error(e);
+    }
+    trace::writeback_done(inode, pages, &result);
+    result
+}
+
+/// Makes what is dirty from index `first` to `last` durable; a PMD entry that the range touches, in
+/// whole. `pages` counts what was done. Without `write_cache` caches are persistent and nothing has
+/// to be flushed. May sleep.
+pub(super) fn clean(
+    mapping: &AddressSpace,
+    write_cache: bool,
+    first: usize,
+    last: usize,
+    pages: &mut usize,
+) -> Result {
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    let mut xa = xas.lock();
+    loop {
+        let mut batch = Batch::new();
+        collect(&mut xa, mapping, last, &mut batch)?;
+        let Some(end) = batch.runs().last().map(|run| run.end()) else {
+            return Ok(());
+        };
+        let durable = xa.unlocked(|| make_durable(mapping, write_cache, &batch));
+        release(&mut xa, mapping, &batch, durable.as_ref().ok().copied());
+        durable?;
+        *pages += batch.pages();
+        if end > last {
+            return Ok(());
+        }
+        xa.set(end);
+        if task::need_resched() {
+            xa.resched();
+        }
+    }
+}
+
+/// Locks dirty entries, from the cursor on up to `last`, as many as are one batch. Waits for the
+/// first of them if need be, but for no other: who has entries locked does not wait.
+fn collect(
+    xa: &mut XaLocked<'_, '_>,
+    mapping: &AddressSpace,
+    last: usize,
+    batch: &mut Batch,
+) -> Result {
+    let mut raw = xa.find_marked(last, Mark::Dirty);
+    while raw != 0 {
+        let Some(mut entry) = Entry::from_xa(raw) else {
+            if batch.is_empty() {
+                super::bug("a dirty entry of a DAX file is not a DAX entry");
+                return Err(EIO);
+            }
+            break;
+        };
+        if entry.is_locked() {
+            if !batch.is_empty() {
+                break;
+            }
+            match next_unlocked(xa, mapping, 0) {
+                Found::Unlocked(now) if xa.is_marked(Mark::Dirty) => entry = now,
+                found => {
+                    // Written back by somebody else, or gone.
+                    if let Found::Unlocked(now) = found {
+                        pass_on(mapping, xa.index(), now);
+                    }
+                    raw = xa.find_marked(last, Mark::Dirty);
+                    continue;
+                }
+            }
+        }
+        if !entry.is_real() {
+            super::bug("a dirty entry of a DAX file has no blocks");
+            pass_on(mapping, xa.index(), entry);
+            if batch.is_empty() {
+                return Err(EIO);
+            }
+            break;
+        }
+        let index = entry.first_index(xa.index());
+        if !batch.push(index, entry.pfn(), entry.nr_pages()) {
+            break;
+        }
+        xa.replace(entry.locked().to_xa());
+        // From here on it tells of devices that write to the page.
+        xa.clear_mark(Mark::ToWrite);
+        if batch.is_full() {
+            break;
+        }
+        raw = next_dirty(xa, last);
+    }
+    Ok(())
+}
+
+/// The next dirty entry up to `last`; quick if it is the neighbour.
+#[inline]
+fn next_dirty(xa: &mut XaLocked<'_, '_>, last: usize) -> usize {
+    let raw = xa.next_in_node();
+    if raw != 0 && xa.index() <= last && xa.is_marked(Mark::Dirty) {
+        return raw;
+    }
+    xa.find_marked(last, Mark::Dirty)
+}
+
+/// Takes the right to store to the pages of a batch away, writes them back and waits until they are
+/// durable. The entries are locked.
+fn make_durable(mapping: &AddressSpace, write_cache: bool, batch: &Batch) -> Result<Durable> {
+    // A file that nobody maps has no page tables to clean: mappings that come now fault, and wait
+    // for the entries.
+    if mapping.is_mapped() {
+        for span in batch.spans() {
+            mapping.wrprotect(span.index, span.pfn, span.nr);
+        }
+    }
+    let mut written = WrittenBack::nothing();
+    for run in batch.runs() {
+        if write_cache {
+            let pages = Pages::new(mapping, run.pfn, run.nr).ok_or(EIO)?;
+            written = written.and(arch::write_back(&pages.mem()));
+        }
+        trace::run(mapping.host(), run.index, run.pfn, run.nr);
+    }
+    Stats::of(mapping, |s| s.count_batch(batch, write_cache));
+    Ok(written.fence())
+}
+
+/// Unlocks the entries of a batch, clean if there is proof that they are durable.
+fn release(
+    xa: &mut XaLocked<'_, '_>,
+    mapping: &AddressSpace,
+    batch: &Batch,
+    durable: Option<Durable>,
+) {
+    for run in batch.runs() {
+        let step = if batch.is_pmd() { run.nr } else { 1 };
+        for index in (run.index..run.end()).step_by(step) {
+            let Some(entry) = Entry::from_xa(xa.walk_to(index)) else {
+                super::bug("a locked entry has gone");
+                continue;
+            };
+            super::check(
+                entry.is_locked(),
+                "an entry was not locked after write-back",
+            );
+            let entry = entry.unlocked();
+            xa.replace(entry.to_xa());
+            // Nothing can have been stored since the flush: page tables do not allow it, and faults
+            // wait for us.
+            if durable.is_some() {
+                unmark_dirty(xa);
+            }
+            lock::wake(mapping, index, entry, Wake::Next);
+        }
+    }
+}

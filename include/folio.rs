@@ -1,0 +1,343 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Folios of DAX memory.
+//!
+//! C headers: [`include/linux/mm_types.h`](srctree/include/linux/mm_types.h),
+//! [`include/linux/memremap.h`](srctree/include/linux/memremap.h)
+//!
+//! A DAX folio that no file has is a page of order 0 with `mapping` and `share` 0. The first file
+//! that has it is in `mapping`, with the page's place in `index`. When it is in several files
+//! (reflink), `mapping` is null and `share`, which is the same word as `index`, counts them. These
+//! words are guarded by a lock that is hashed by folio ([`ShareLock`]), as the files have no lock in
+//! common; C changes them under the lock of one of the files only.
+
+use super::{
+    bindings,
+    inode::AddressSpace,
+    pmem::Pmem,
+    xarray::{
+        XaLocked,
+        XaState, //
+    }, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    sync::rcu,
+    types::Opaque, //
+};
+
+/// `nr` pages of persistent memory from a page frame number on.
+///
+/// # Invariants
+///
+/// For as long as `'a` they have `struct page`s of a pagemap of type `MEMORY_DEVICE_FS_DAX` and are
+/// mapped in the kernel's direct map.
+#[derive(Clone, Copy)]
+pub(crate) struct Pages<'a> {
+    pfn: usize,
+    nr: usize,
+    _mapped: PhantomData<&'a ()>,
+}
+
+impl<'a> Pages<'a> {
+    /// The pages, if these are such pages. `_sb` is a superblock on the device they are of (or any
+    /// other thing that keeps the pagemap), or at least a witness that there is one.
+    #[inline]
+    pub(crate) fn new(_mapping: &'a AddressSpace, pfn: usize, nr: usize) -> Option<Self> {
+        // SAFETY: Checks before it looks at the pages.
+        let valid = unsafe { bindings::rpmem_pfns_are_fsdax(pfn, nr) };
+        // INVARIANT: A file system on the device is mounted as long as one of its files is in use,
+        // and the pagemap stays as long as the device is open. Ranges are contiguous: the first and
+        // last page are checked.
+        valid.then_some(Self {
+            pfn,
+            nr,
+            _mapped: PhantomData,
+        })
+    }
+
+    /// The first page frame number.
+    #[inline]
+    pub(crate) fn pfn(&self) -> usize {
+        self.pfn
+    }
+
+    /// The folio that the first page is in.
+    #[inline]
+    pub(crate) fn folio(&self) -> &'a Folio {
+        // SAFETY: By the type's invariant.
+        unsafe { &*bindings::rpmem_pfn_folio(self.pfn).cast() }
+    }
+
+    /// The raw first page.
+    #[inline]
+    pub(super) fn page(&self) -> *mut bindings::page {
+        // SAFETY: By the type's invariant.
+        unsafe { bindings::rpmem_pfn_page(self.pfn) }
+    }
+
+    /// The bytes.
+    #[inline]
+    pub(crate) fn mem(&self) -> Pmem<'a> {
+        // SAFETY: By the type's invariant.
+        unsafe {
+            Pmem::new(
+                bindings::rpmem_pfn_virt(self.pfn) as usize,
+                self.nr * bindings::PAGE_SIZE,
+            )
+        }
+    }
+}
+
+/// A `struct folio` of DAX memory.
+#[repr(transparent)]
+pub(crate) struct Folio(Opaque<bindings::folio>);
+
+impl Folio {
+    /// # Safety
+    ///
+    /// `raw` must be a folio of a pagemap of type `MEMORY_DEVICE_FS_DAX` for as long as `'a`.
+    #[inline]
+    pub(super) unsafe fn from_raw<'a>(raw: *mut bindings::folio) -> &'a Self {
+        // SAFETY: By the function's requirements; the layout is the same.
+        unsafe { &*raw.cast() }
+    }
+
+    #[inline]
+    pub(super) fn as_raw(&self) -> *mut bindings::folio {
+        self.0.get()
+    }
+
+    fn fields(&self) -> *mut bindings::folio__bindgen_ty_1__bindgen_ty_1 {
+        self.0.get().cast()
+    }
+
+    fn share_word(&self) -> *mut usize {
+        // SAFETY: Valid; `index` and `share` are the variants of a union.
+        unsafe { (&raw mut (*self.fields()).__bindgen_anon_2).cast() }
+    }
+
+    /// The first page frame number.
+    #[inline]
+    pub(crate) fn pfn(&self) -> usize {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_pfn(self.0.get()) }
+    }
+
+    /// log2 of the number of pages.
+    #[inline]
+    pub(crate) fn order(&self) -> u32 {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_order(self.0.get()) }
+    }
+
+    /// `mapping`, to be compared.
+    #[inline]
+    pub(crate) fn mapping_ptr(&self) -> *mut bindings::address_space {
+        // SAFETY: Valid; may change at any time.
+        unsafe { (&raw const (*self.fields()).mapping).read_volatile() }
+    }
+
+    /// `index`: of use only while the folio belongs to one file and that file's entry is locked.
+    #[inline]
+    pub(crate) fn index(&self) -> usize {
+        // SAFETY: Valid; may change at any time.
+        unsafe { self.share_word().read_volatile() }
+    }
+
+    /// Whether somebody other than page tables has a reference: a device, GUP.
+    #[inline]
+    pub(crate) fn is_busy(&self) -> bool {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_extra_refs(self.0.get()) != 0 }
+    }
+
+    /// Takes the lock on whom the folio belongs to.
+    #[inline]
+    pub(crate) fn lock_share(&self) -> ShareLock<'_> {
+        // SAFETY: Valid.
+        let flags = unsafe { bindings::rpmem_share_lock(self.0.get()) };
+        // INVARIANT: Just taken.
+        ShareLock { folio: self, flags }
+    }
+
+    /// Makes a folio of 2^`order` pages of pages of order 0 that no file has. Context: may sleep;
+    /// nobody else may be doing the same.
+    pub(crate) fn make_compound(&self, order: u32) {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_make_compound(self.0.get(), order) };
+    }
+
+    /// What C's `noop_dirty_folio()` does, for files that are not DAX: whether the folio was clean.
+    pub(crate) fn set_dirty(&self) -> bool {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_set_dirty(self.0.get()) }
+    }
+
+    /// Calls `f` with the page cache of the file that has the folio, locked, and with a cursor at the
+    /// folio's index. `None` if no DAX file has the folio for itself.
+    pub(crate) fn with_owner<R>(
+        &self,
+        f: impl FnOnce(&AddressSpace, XaLocked<'_, '_>) -> R,
+    ) -> Option<R> {
+        loop {
+            // Inodes are freed after a grace period.
+            let rcu = rcu::read_lock();
+            let mapping = self.mapping_ptr();
+            if mapping.is_null() {
+                return None;
+            }
+            // SAFETY: Not freed under RCU, and after that while the array's lock is held: the
+            // eviction of an inode takes it. Inodes of DAX files with folios have a superblock.
+            let mapping = unsafe { AddressSpace::from_raw(mapping) };
+            if !mapping.is_dax() {
+                return None;
+            }
+            let mut xas = XaState::new(mapping.i_pages(), 0, 0);
+            let mut xa = xas.lock();
+            drop(rcu);
+            if mapping.is_same(self.mapping_ptr()) {
+                xa.set(self.index());
+                return Some(f(mapping, xa));
+            }
+        }
+    }
+
+    /// A reference, even if there was none; idle DAX folios have none.
+    #[inline]
+    pub(crate) fn get(&self) -> FolioRef<'_> {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_ref_inc(self.0.get()) };
+        // INVARIANT: Just taken.
+        FolioRef(self)
+    }
+
+    /// Sleeps until nobody has a reference, where `cb` is what C's `___wait_var_event()` does to
+    /// sleep. `EINTR` or the like if a signal came.
+    pub(crate) fn wait_idle(
+        &self,
+        inode: &super::inode::Inode,
+        cb: LayoutCallback,
+    ) -> kernel::error::Result {
+        // SAFETY: Both are valid; the callback is that of the file system the inode is of.
+        kernel::error::to_result(unsafe {
+            bindings::rpmem_wait_page_idle(self.0.get().cast(), Some(cb.0), inode.as_raw())
+        })
+    }
+
+    /// Sleeps until nobody has a reference.
+    pub(crate) fn wait_idle_uninterruptible(&self) {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_wait_page_idle_uninterruptible(self.0.get().cast()) };
+    }
+}
+
+/// How a file system sleeps while a page is busy: gives its locks away, sleeps, takes them again.
+#[derive(Clone, Copy)]
+pub(crate) struct LayoutCallback(pub(super) unsafe extern "C" fn(*mut bindings::inode));
+
+/// A reference to a folio.
+///
+/// # Invariants
+///
+/// Owns one reference.
+pub(crate) struct FolioRef<'a>(&'a Folio);
+
+impl Drop for FolioRef<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: The reference is ours.
+        unsafe { bindings::rpmem_folio_put(self.0.as_raw()) };
+    }
+}
+
+/// The lock under which shared folios are taken up by one more file.
+pub(crate) struct SharingLock(());
+
+impl SharingLock {
+    /// Takes the lock. May sleep.
+    pub(crate) fn new() -> Self {
+        // SAFETY: Has no requirements.
+        unsafe { bindings::rpmem_sharing_lock() };
+        Self(())
+    }
+}
+
+impl Drop for SharingLock {
+    fn drop(&mut self) {
+        // SAFETY: Taken by `new`.
+        unsafe { bindings::rpmem_sharing_unlock() };
+    }
+}
+
+/// The lock on whom a folio belongs to.
+///
+/// # Invariants
+///
+/// The folio's hashed spinlock is held with interrupts off, `flags` are to be restored.
+pub(crate) struct ShareLock<'a> {
+    folio: &'a Folio,
+    flags: usize,
+}
+
+impl ShareLock<'_> {
+    /// Whether no file has the folio.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.folio.mapping_ptr().is_null() && self.folio.index() == 0
+    }
+
+    /// C's `dax_folio_is_shared()`: whether several files have it.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.folio.mapping_ptr().is_null() && self.folio.index() != 0
+    }
+
+    /// The folio, which no file has, now belongs to `mapping` at `index`.
+    #[inline]
+    pub(crate) fn set_owner(&mut self, mapping: &AddressSpace, index: usize) {
+        // SAFETY: Valid, and guarded by the lock.
+        unsafe {
+            (&raw mut (*self.folio.fields()).mapping).write_volatile(mapping.as_raw());
+            self.folio.share_word().write_volatile(index);
+        }
+    }
+
+    /// One more file has the folio, which is not free.
+    #[inline]
+    pub(crate) fn share(&mut self) {
+        let files = if self.is_shared() {
+            self.folio.index()
+        } else {
+            1
+        };
+        // SAFETY: Valid, and guarded by the lock.
+        unsafe {
+            (&raw mut (*self.folio.fields()).mapping).write_volatile(core::ptr::null_mut());
+            self.folio.share_word().write_volatile(files + 1);
+        }
+    }
+
+    /// One file less has the folio. The last one leaves pages of order 0.
+    #[inline]
+    pub(crate) fn unshare(&mut self) {
+        if self.is_shared() {
+            let files = self.folio.index() - 1;
+            if files > 0 {
+                // SAFETY: Valid, and guarded by the lock.
+                unsafe { self.folio.share_word().write_volatile(files) };
+                return;
+            }
+        }
+        // SAFETY: Valid. Also clears mapping and share.
+        unsafe { bindings::dax_folio_reset_order(self.folio.as_raw()) };
+    }
+}
+
+impl Drop for ShareLock<'_> {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: By the type's invariant.
+        unsafe { bindings::rpmem_share_unlock(self.folio.as_raw(), self.flags) };
+    }
+}

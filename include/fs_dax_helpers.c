@@ -1,0 +1,376 @@
+// SPDX-License-Identifier: GPL-2.0
+/*
+ * C that bindgen cannot express, for the fs/dax layer; see fs_dax_helpers.h. No
+ * logic lives here.
+ */
+#include <linux/dax.h>
+#include <linux/fs.h>
+#include <linux/gfp.h>
+#include <linux/huge_mm.h>
+#include <linux/iomap.h>
+#include <linux/memremap.h>
+#include <linux/mm.h>
+#include <linux/mutex.h>
+#include <linux/pagemap.h>
+#include <linux/sched/signal.h>
+#include <linux/uio.h>
+#include <linux/vmstat.h>
+#include <linux/wait.h>
+#include <linux/wait_bit.h>
+#include <linux/xarray.h>
+#include <asm/cpufeature.h>
+#include <asm/processor.h>
+
+#include "fs_dax_helpers.h"
+
+#define CREATE_TRACE_POINTS
+#include "rust_pmem_trace.h"
+
+bool rpmem_cpu_has_clwb(void)
+{
+	return boot_cpu_has(X86_FEATURE_CLWB);
+}
+
+bool rpmem_cpu_has_clflushopt(void)
+{
+	return boot_cpu_has(X86_FEATURE_CLFLUSHOPT);
+}
+
+bool rpmem_cpu_has_clflush(void)
+{
+	return boot_cpu_has(X86_FEATURE_CLFLUSH);
+}
+
+unsigned int rpmem_cpu_cache_line(void)
+{
+	return boot_cpu_data.x86_clflush_size;
+}
+
+void rpmem_xa_lock_irq(struct xarray *xa)
+{
+	xa_lock_irq(xa);
+}
+
+void rpmem_xa_unlock_irq(struct xarray *xa)
+{
+	xa_unlock_irq(xa);
+}
+
+unsigned long rpmem_xa_lock_irqsave(struct xarray *xa)
+{
+	unsigned long flags;
+
+	xa_lock_irqsave(xa, flags);
+	return flags;
+}
+
+void rpmem_xa_unlock_irqrestore(struct xarray *xa, unsigned long flags)
+{
+	xa_unlock_irqrestore(xa, flags);
+}
+
+bool rpmem_xas_nomem(struct xa_state *xas, struct address_space *mapping)
+{
+	return xas_nomem(xas, mapping_gfp_mask(mapping) & ~__GFP_HIGHMEM);
+}
+
+loff_t rpmem_i_size(const struct inode *inode)
+{
+	return i_size_read(inode);
+}
+
+bool rpmem_mapping_mapped(struct address_space *mapping)
+{
+	return mapping_mapped(mapping);
+}
+
+void rpmem_mapping_set_error(struct address_space *mapping, int err)
+{
+	mapping_set_error(mapping, err);
+}
+
+/* iomap_iter() is not exported; its parts are, but for statistics and warnings. */
+int rpmem_iomap_iter(struct iomap_iter *iter, const struct iomap_ops *ops)
+{
+	int ret;
+
+	if (ops->iomap_next)
+		ret = ops->iomap_next(iter, &iter->iomap, &iter->srcmap);
+	else
+		ret = iomap_iter_next(iter, &iter->iomap, &iter->srcmap,
+				      ops->iomap_begin, ops->iomap_end);
+
+	iter->status = 0;
+	if (ret > 0) {
+		WARN_ON_ONCE(iter->iomap.offset > iter->pos ||
+			     iter->iomap.offset + iter->iomap.length <= iter->pos);
+		iter->iter_start_pos = iter->pos;
+	}
+	return ret;
+}
+
+bool rpmem_pfns_are_fsdax(unsigned long pfn, unsigned long nr)
+{
+	unsigned long last = pfn + nr - 1;
+
+	return pfn_valid(pfn) && is_fsdax_page(pfn_to_page(pfn)) &&
+	       (nr == 1 || (pfn_valid(last) && is_fsdax_page(pfn_to_page(last))));
+}
+
+struct folio *rpmem_pfn_folio(unsigned long pfn)
+{
+	return page_folio(pfn_to_page(pfn));
+}
+
+struct page *rpmem_pfn_page(unsigned long pfn)
+{
+	return pfn_to_page(pfn);
+}
+
+void *rpmem_pfn_virt(unsigned long pfn)
+{
+	return page_address(pfn_to_page(pfn));
+}
+
+unsigned long rpmem_zero_pfn(unsigned long address)
+{
+	return zero_pfn(address);
+}
+
+unsigned long rpmem_folio_pfn(struct folio *folio)
+{
+	return folio_pfn(folio);
+}
+
+unsigned int rpmem_folio_order(struct folio *folio)
+{
+	return folio_order(folio);
+}
+
+int rpmem_folio_extra_refs(struct folio *folio)
+{
+	return folio_ref_count(folio) - folio_mapcount(folio);
+}
+
+void rpmem_folio_ref_inc(struct folio *folio)
+{
+	folio_ref_inc(folio);
+}
+
+void rpmem_folio_put(struct folio *folio)
+{
+	folio_put(folio);
+}
+
+/*
+ * prep_compound_page() is not exported. zone_device_page_init() calls it; what it
+ * does besides (a reference, the lock, references to the pgmap) is undone. The lock
+ * cannot be contended: nobody knows a page that no file has.
+ */
+void rpmem_folio_make_compound(struct folio *folio, unsigned int order)
+{
+	struct dev_pagemap *pgmap = page_pgmap(&folio->page);
+
+	zone_device_page_init(&folio->page, pgmap, order);
+	if (order > 1)
+		INIT_LIST_HEAD(&folio->_deferred_list);
+	folio_unlock(folio);
+	page_ref_dec(&folio->page);
+	percpu_ref_put_many(&pgmap->ref, 1UL << order);
+}
+
+bool rpmem_folio_set_dirty(struct folio *folio)
+{
+	return !folio_test_dirty(folio) && !folio_test_set_dirty(folio);
+}
+
+static DEFINE_MUTEX(rpmem_sharing_mutex);
+
+void rpmem_sharing_lock(void)
+{
+	mutex_lock(&rpmem_sharing_mutex);
+}
+
+void rpmem_sharing_unlock(void)
+{
+	mutex_unlock(&rpmem_sharing_mutex);
+}
+
+struct folio *rpmem_alloc_zero_pmd(void)
+{
+	return folio_alloc(GFP_KERNEL | __GFP_ZERO | __GFP_NOWARN | __GFP_NORETRY,
+			   HPAGE_PMD_ORDER);
+}
+
+/* Hashed by folio: they guard mapping, index and share of folios of all files. */
+#define RPMEM_SHARE_LOCKS 64
+static spinlock_t rpmem_share_locks[RPMEM_SHARE_LOCKS] = {
+	[0 ... RPMEM_SHARE_LOCKS - 1] = __SPIN_LOCK_UNLOCKED(rpmem_share_locks),
+};
+
+static spinlock_t *rpmem_share_lock_of(struct folio *folio)
+{
+	return &rpmem_share_locks[folio_pfn(folio) % RPMEM_SHARE_LOCKS];
+}
+
+unsigned long rpmem_share_lock(struct folio *folio)
+{
+	unsigned long flags;
+
+	spin_lock_irqsave(rpmem_share_lock_of(folio), flags);
+	return flags;
+}
+
+void rpmem_share_unlock(struct folio *folio, unsigned long flags)
+{
+	spin_unlock_irqrestore(rpmem_share_lock_of(folio), flags);
+}
+
+bool rpmem_vmf_pmd_none(const struct vm_fault *vmf)
+{
+	return pmd_none(*vmf->pmd);
+}
+
+bool rpmem_vmf_pmd_huge(const struct vm_fault *vmf)
+{
+	return pmd_trans_huge(*vmf->pmd);
+}
+
+void rpmem_count_major_fault(void)
+{
+	count_vm_event(PGMAJFAULT);
+}
+
+void rpmem_count_thp_fallback(void)
+{
+	count_vm_event(THP_FAULT_FALLBACK);
+}
+
+int rpmem_wait_page_idle(struct page *page, void (*cb)(struct inode *), struct inode *inode)
+{
+	return ___wait_var_event(page, dax_page_is_idle(page), TASK_INTERRUPTIBLE, 0, 0,
+				 cb(inode));
+}
+
+void rpmem_wait_page_idle_uninterruptible(struct page *page)
+{
+	___wait_var_event(page, dax_page_is_idle(page), TASK_UNINTERRUPTIBLE, 0, 0, schedule());
+}
+
+bool rpmem_fatal_signal_pending(void)
+{
+	return fatal_signal_pending(current);
+}
+
+bool rpmem_need_resched(void)
+{
+	return need_resched();
+}
+
+unsigned int rpmem_cpu_id(void)
+{
+	return raw_smp_processor_id();
+}
+
+void rpmem_init_waitqueue(struct wait_queue_head *wq)
+{
+	init_waitqueue_head(wq);
+}
+
+void rpmem_init_wait(struct wait_queue_entry *wait, wait_queue_func_t func)
+{
+	init_wait(wait);
+	wait->func = func;
+}
+
+bool rpmem_waitqueue_active(struct wait_queue_head *wq)
+{
+	return waitqueue_active(wq);
+}
+
+/* The _-variants skip the check of the kernel side against usercopy whitelists. */
+size_t rpmem_copy_from_iter_flushcache(void *to, size_t bytes, struct iov_iter *i)
+{
+	return _copy_from_iter_flushcache(to, bytes, i);
+}
+
+size_t rpmem_copy_mc_to_iter(void *from, size_t bytes, struct iov_iter *i)
+{
+	return _copy_mc_to_iter(from, bytes, i);
+}
+
+size_t rpmem_iov_iter_count(const struct iov_iter *i)
+{
+	return iov_iter_count(i);
+}
+
+bool rpmem_iov_iter_is_write(const struct iov_iter *i)
+{
+	return iov_iter_rw(i) == WRITE;
+}
+
+void rpmem_trace_fault(struct inode *inode, unsigned long index, unsigned int order,
+		       unsigned int flags, unsigned int result)
+{
+	trace_rpmem_fault(inode, index, order, flags, result);
+}
+
+void rpmem_trace_insert(struct inode *inode, unsigned long index, unsigned long old,
+			unsigned long new)
+{
+	trace_rpmem_insert(inode, index, old, new);
+}
+
+void rpmem_trace_writeback(struct inode *inode, unsigned long first, unsigned long last)
+{
+	trace_rpmem_writeback(inode, first, last);
+}
+
+void rpmem_trace_run(struct inode *inode, unsigned long index, unsigned long pfn,
+		     unsigned long nr)
+{
+	trace_rpmem_run(inode, index, pfn, nr);
+}
+
+void rpmem_trace_writeback_done(struct inode *inode, unsigned long pages, int err)
+{
+	trace_rpmem_writeback_done(inode, pages, err);
+}
+
+void rpmem_trace_unmap(struct inode *inode, unsigned long index, unsigned long nr,
+		       unsigned int flags)
+{
+	trace_rpmem_unmap(inode, index, nr, flags);
+}
+
+void rpmem_trace_wait(struct inode *inode, unsigned long index)
+{
+	trace_rpmem_wait(inode, index);
+}
+
+void rpmem_trace_busy(struct inode *inode, unsigned long index)
+{
+	trace_rpmem_busy(inode, index);
+}
+
+void rpmem_trace_delete(struct inode *inode, unsigned long first, unsigned long last,
+			unsigned long entries)
+{
+	trace_rpmem_delete(inode, first, last, entries);
+}
+
+void rpmem_trace_rw(struct inode *inode, loff_t pos, unsigned long len, unsigned int flags,
+		    long ret)
+{
+	trace_rpmem_rw(inode, pos, len, flags, ret);
+}
+
+void rpmem_trace_zero(struct inode *inode, loff_t pos, loff_t len, int err)
+{
+	trace_rpmem_zero(inode, pos, len, err);
+}
+
+void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool locked)
+{
+	trace_rpmem_hwpoison(inode, index, locked);
+}

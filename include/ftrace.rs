@@ -1,0 +1,317 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Redirecting kernel functions, for some of their calls: what livepatch does, decided per call.
+//!
+//! C header: [`include/linux/ftrace.h`](srctree/include/linux/ftrace.h)
+//!
+//! One `ftrace_ops` has all functions as filters, as each registration costs a stop of the whole
+//! machine. Its handler runs at the entry of each of these functions, finds by its first argument
+//! which superblock the call is about, and lets the call go to the Rust function if the superblock
+//! is on one of the driver's disks. All others go on in C.
+
+use super::{
+    bindings,
+    gendisk, //
+};
+use core::{
+    marker::PhantomPinned,
+    pin::Pin,
+    ptr::null_mut,
+    sync::atomic::{
+        AtomicPtr,
+        AtomicUsize,
+        Ordering, //
+    }, //
+};
+use kernel::{
+    error::to_result,
+    ffi::{
+        c_int,
+        c_uchar,
+        c_ulong, //
+    },
+    prelude::*,
+    types::Opaque, //
+};
+
+/// What the first argument of a function is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Subject {
+    /// `struct kiocb *`
+    Kiocb,
+    /// `struct vm_fault *`
+    VmFault,
+    /// `struct address_space *`
+    Mapping,
+    /// `struct inode *`
+    Inode,
+    /// `struct folio *`
+    Folio,
+}
+
+/// A function to be redirected.
+pub(super) struct Redirect {
+    /// Its name.
+    pub(super) name: &'static CStr,
+    /// What its first argument is.
+    pub(super) subject: Subject,
+    /// The function to go to, of the same type.
+    pub(super) target: *const (),
+}
+
+// SAFETY: `target` is the address of a function.
+unsafe impl Sync for Redirect {}
+
+/// Functions that can be redirected, as many as are known by address.
+const SLOTS: usize = 64;
+
+/// The redirection at an address, found by hash. Filled when an address is met for the first time,
+/// never changed after that.
+struct Slot {
+    ip: AtomicUsize,
+    redirect: AtomicPtr<Redirect>,
+}
+
+static TABLE: [Slot; SLOTS] = [const {
+    Slot {
+        ip: AtomicUsize::new(0),
+        redirect: AtomicPtr::new(null_mut()),
+    }
+}; SLOTS];
+
+/// The registered hooks. Dropping it takes them out and waits until nobody is in the handler.
+///
+/// # Invariants
+///
+/// `ops` is registered and pinned.
+#[pin_data(PinnedDrop)]
+pub(super) struct Hooks {
+    #[pin]
+    ops: Opaque<bindings::ftrace_ops>,
+    #[pin]
+    _pin: PhantomPinned,
+}
+
+// SAFETY: Registered ops are not tied to a thread.
+unsafe impl Send for Hooks {}
+// SAFETY: There are no methods.
+unsafe impl Sync for Hooks {}
+
+/// Why hooks could not be set.
+pub(super) enum HookError {
+    /// There is no such function, or it cannot be traced.
+    NoFunction(&'static CStr, Error),
+    /// Registration failed: `EBUSY` if somebody else (a livepatch) redirects one of the functions
+    /// or function tracing is switched off.
+    Register(Error),
+    /// No memory.
+    NoMemory,
+}
+
+impl Hooks {
+    /// Sets all hooks or none, for calls that concern a superblock on a disk of `D`'s.
+    ///
+    /// # Safety
+    ///
+    /// The targets must have the types of the functions, and work for calls that concern such
+    /// superblocks. No such superblock may exist yet, and none may exist when the hooks are dropped.
+    pub(super) unsafe fn set<D: gendisk::Operations>(
+        redirects: &'static [Redirect],
+    ) -> core::result::Result<Pin<KBox<Self>>, HookError> {
+        REDIRECTS.store(redirects.as_ptr().cast_mut(), Ordering::Relaxed);
+        NR_REDIRECTS.store(redirects.len(), Ordering::Release);
+
+        let ops = bindings::ftrace_ops {
+            func: Some(handler::<D>),
+            // The handler calls nothing that is hooked: no recursion protection needed. Permanent:
+            // live mappings must not change sides when tracing is switched off.
+            flags: (bindings::FTRACE_OPS_FL_RECURSION
+                | bindings::FTRACE_OPS_FL_IPMODIFY
+                | bindings::FTRACE_OPS_FL_PERMANENT) as _,
+            ..Default::default()
+        };
+        let ops: Pin<KBox<Opaque<bindings::ftrace_ops>>> =
+            KBox::pin(Opaque::new(ops), GFP_KERNEL).map_err(|_| HookError::NoMemory)?;
+        for r in redirects {
+            // SAFETY: `ops` is valid; the name is only read.
+            let ret = unsafe {
+                bindings::ftrace_set_filter(
+                    ops.get(),
+                    r.name.as_ptr().cast_mut().cast::<c_uchar>(),
+                    r.name.to_bytes().len() as c_int,
+                    0,
+                )
+            };
+            if let Err(e) = to_result(ret) {
+                // SAFETY: Not registered.
+                unsafe { bindings::ftrace_free_filter(ops.get()) };
+                return Err(HookError::NoFunction(r.name, e));
+            }
+        }
+        // SAFETY: `ops` is pinned, and stays until it is unregistered.
+        if let Err(e) = to_result(unsafe { bindings::register_ftrace_function(ops.get()) }) {
+            // SAFETY: Not registered.
+            unsafe { bindings::ftrace_free_filter(ops.get()) };
+            return Err(HookError::Register(e));
+        }
+        // SAFETY: `Hooks` is an `Opaque<ftrace_ops>` and a zero-sized marker, pinned in both forms.
+        // INVARIANT: Registered above.
+        Ok(unsafe {
+            Pin::new_unchecked(KBox::from_raw(
+                KBox::into_raw(Pin::into_inner_unchecked(ops)).cast(),
+            ))
+        })
+    }
+}
+
+#[pinned_drop]
+impl PinnedDrop for Hooks {
+    fn drop(self: Pin<&mut Self>) {
+        // SAFETY: Registered by the type's invariant. Waits for handlers that are running.
+        unsafe {
+            bindings::unregister_ftrace_function(self.ops.get());
+            bindings::ftrace_free_filter(self.ops.get());
+        }
+        for slot in &TABLE {
+            slot.redirect.store(null_mut(), Ordering::Relaxed);
+            slot.ip.store(0, Ordering::Relaxed);
+        }
+    }
+}
+
+static REDIRECTS: AtomicPtr<Redirect> = AtomicPtr::new(null_mut());
+static NR_REDIRECTS: AtomicUsize = AtomicUsize::new(0);
+
+/// The superblock that a call is about.
+///
+/// # Safety
+///
+/// `arg` must be what `subject` says, valid for the call.
+#[inline(always)]
+unsafe fn superblock(subject: Subject, arg: usize) -> Option<*mut bindings::super_block> {
+    // SAFETY: The objects hold each other: request, file, mapping, inode, superblock. A folio's
+    // mapping is that of an inode in use as long as the caller may ask for it (dax_lock_folio() is
+    // called with a pin on the pagemap, and inodes are freed after a grace period of RCU, during
+    // which ftrace keeps us from being preempted for good).
+    unsafe {
+        let mapping: *mut bindings::address_space = match subject {
+            Subject::Inode => return Some((*(arg as *mut bindings::inode)).i_sb),
+            Subject::Mapping => arg as *mut _,
+            Subject::Kiocb => (*(*(arg as *mut bindings::kiocb)).ki_filp).f_mapping,
+            Subject::VmFault => {
+                let vma = (*(arg as *mut bindings::vm_fault)).__bindgen_anon_1.vma;
+                (*(*vma).vm_file).f_mapping
+            }
+            Subject::Folio => {
+                let folio: *mut bindings::folio__bindgen_ty_1__bindgen_ty_1 =
+                    (arg as *mut bindings::folio).cast();
+                (&raw const (*folio).mapping).read_volatile()
+            }
+        };
+        // Null, or not a pointer to an address space (anonymous memory and the like).
+        if mapping.is_null() || mapping as usize & 3 != 0 {
+            return None;
+        }
+        // The swap cache has no host.
+        let host = (*mapping).host;
+        (!host.is_null()).then(|| (*host).i_sb)
+    }
+}
+
+/// # Safety
+///
+/// Called by ftrace at the entry of one of the redirected functions.
+unsafe extern "C" fn handler<D: gendisk::Operations>(
+    ip: c_ulong,
+    _parent_ip: c_ulong,
+    _ops: *mut bindings::ftrace_ops,
+    fregs: *mut bindings::ftrace_regs,
+) {
+    // SAFETY: On x86-64 `ftrace_regs` begins with the registers (asm/ftrace.h).
+    let regs = unsafe { &mut *fregs.cast::<bindings::pt_regs>() };
+    let Some(redirect) = lookup(ip) else {
+        return;
+    };
+    // SAFETY: The first argument of these functions is what the table says; the superblock is in
+    // use, so its block device is null or open.
+    unsafe {
+        let Some(sb) = superblock(redirect.subject, regs.di) else {
+            return;
+        };
+        let bdev = (*sb).s_bdev;
+        if bdev.is_null() || gendisk::data_of::<D>((*bdev).bd_disk).is_none() {
+            return;
+        }
+    }
+    // ftrace_regs_set_instruction_pointer()
+    regs.ip = redirect.target as usize;
+}
+
+#[inline(always)]
+fn slot_of(ip: usize) -> usize {
+    (ip >> 4 ^ ip >> 10) % SLOTS
+}
+
+#[inline(always)]
+fn lookup(ip: usize) -> Option<&'static Redirect> {
+    let slot = &TABLE[slot_of(ip)];
+    if slot.ip.load(Ordering::Acquire) == ip {
+        // SAFETY: Null or an element of the static table.
+        return unsafe { slot.redirect.load(Ordering::Relaxed).as_ref() };
+    }
+    lookup_slow(ip)
+}
+
+/// Finds the slot of an address by probing, or the name of a new one by asking for its symbol.
+#[cold]
+fn lookup_slow(ip: usize) -> Option<&'static Redirect> {
+    let first = slot_of(ip);
+    for i in 0..SLOTS {
+        let slot = &TABLE[(first + i) % SLOTS];
+        match slot.ip.load(Ordering::Acquire) {
+            0 => break,
+            found if found == ip => {
+                // SAFETY: Null or an element of the static table.
+                return unsafe { slot.redirect.load(Ordering::Relaxed).as_ref() };
+            }
+            _ => {}
+        }
+    }
+    let redirect = by_name(ip)?;
+    for i in 0..SLOTS {
+        let slot = &TABLE[(first + i) % SLOTS];
+        // The pointer is claimed first, so that whoever sees the address sees the pointer.
+        let claimed = slot.redirect.compare_exchange(
+            null_mut(),
+            core::ptr::from_ref(redirect).cast_mut(),
+            Ordering::Relaxed,
+            Ordering::Relaxed,
+        );
+        match claimed {
+            Ok(_) => {
+                slot.ip.store(ip, Ordering::Release);
+                break;
+            }
+            // Another CPU has just met the same address.
+            Err(other) if core::ptr::eq(other, redirect) => break,
+            Err(_) => {}
+        }
+    }
+    Some(redirect)
+}
+
+/// The redirection of the function at `ip`.
+fn by_name(ip: usize) -> Option<&'static Redirect> {
+    let mut buf = [0u8; bindings::RPMEM_KSYM_SYMBOL_LEN as usize];
+    // SAFETY: The buffer is as long as symbols can be.
+    let len = unsafe { bindings::sprint_symbol_no_offset(buf.as_mut_ptr().cast(), ip) };
+    let name = buf.get(..usize::try_from(len).ok()?)?;
+    // SAFETY: Set before the hooks were.
+    let redirects = unsafe {
+        core::slice::from_raw_parts(
+            REDIRECTS.load(Ordering::Relaxed),
+            NR_REDIRECTS.load(Ordering::Acquire),
+        )
+    };
+    redirects.iter().find(|r| r.name.to_bytes() == name)
+}

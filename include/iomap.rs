@@ -1,0 +1,232 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Iteration over a file's extents: what a file system says where the bytes are.
+//!
+//! C header: [`include/linux/iomap.h`](srctree/include/linux/iomap.h)
+
+use super::{
+    bindings,
+    dax_access::DaxAccess,
+    inode::Inode, //
+};
+use core::marker::PhantomData;
+use kernel::{
+    error::to_result,
+    prelude::*,
+    types::Opaque, //
+};
+
+/// Why extents are asked for: C's `IOMAP_*` without a prefix of its own.
+pub(crate) mod flags {
+    use crate::include::bindings;
+    /// Blocks are to be written: allocates.
+    pub(crate) const WRITE: u32 = bindings::IOMAP_WRITE;
+    /// For zeroing.
+    pub(crate) const ZERO: u32 = bindings::IOMAP_ZERO;
+    /// For a page fault.
+    pub(crate) const FAULT: u32 = bindings::IOMAP_FAULT;
+    /// Must not block.
+    pub(crate) const NOWAIT: u32 = bindings::IOMAP_NOWAIT;
+    /// For unsharing.
+    pub(crate) const UNSHARE: u32 = bindings::IOMAP_UNSHARE;
+    /// For DAX.
+    pub(crate) const DAX: u32 = bindings::IOMAP_DAX;
+}
+
+/// `struct iomap_ops` of a file system.
+#[repr(transparent)]
+pub(crate) struct IomapOps(Opaque<bindings::iomap_ops>);
+
+impl IomapOps {
+    /// # Safety
+    ///
+    /// `raw` must be valid for as long as `'a`.
+    #[inline]
+    pub(super) unsafe fn from_raw<'a>(raw: *const bindings::iomap_ops) -> &'a Self {
+        // SAFETY: By the function's requirements; the layout is the same.
+        unsafe { &*raw.cast() }
+    }
+}
+
+/// What kind of extent it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Type {
+    /// No blocks.
+    Hole,
+    /// Blocks that hold no data yet: read as zeroes.
+    Unwritten,
+    /// Blocks with data.
+    Mapped,
+    /// Something that DAX cannot handle.
+    Other,
+}
+
+/// `struct iomap`: an extent.
+#[repr(transparent)]
+pub(crate) struct Iomap(bindings::iomap);
+
+impl Iomap {
+    /// `type`.
+    #[inline]
+    pub(crate) fn type_(&self) -> Type {
+        match self.0.type_ as u32 {
+            bindings::IOMAP_HOLE => Type::Hole,
+            bindings::IOMAP_UNWRITTEN => Type::Unwritten,
+            bindings::IOMAP_MAPPED => Type::Mapped,
+            _ => Type::Other,
+        }
+    }
+
+    /// Whether it reads as zeroes: a hole or unwritten.
+    #[inline]
+    pub(crate) fn is_zero(&self) -> bool {
+        matches!(self.type_(), Type::Hole | Type::Unwritten)
+    }
+
+    /// `IOMAP_F_NEW`: blocks have just been allocated.
+    #[inline]
+    pub(crate) fn is_new(&self) -> bool {
+        self.0.flags as u32 & bindings::IOMAP_F_NEW != 0
+    }
+
+    /// `IOMAP_F_DIRTY`: metadata needed to find the data is not on the medium yet.
+    #[inline]
+    pub(crate) fn is_dirty(&self) -> bool {
+        self.0.flags as u32 & bindings::IOMAP_F_DIRTY != 0
+    }
+
+    /// `IOMAP_F_SHARED`: blocks are, or were until now, shared with another file: copy-on-write.
+    #[inline]
+    pub(crate) fn is_shared(&self) -> bool {
+        self.0.flags as u32 & bindings::IOMAP_F_SHARED != 0
+    }
+
+    /// `addr`: byte of the device.
+    #[inline]
+    pub(crate) fn addr(&self) -> u64 {
+        self.0.addr
+    }
+
+    /// `offset`: byte of the file.
+    #[inline]
+    pub(crate) fn offset(&self) -> i64 {
+        self.0.offset
+    }
+
+    /// The byte of the file behind the extent.
+    #[inline]
+    pub(crate) fn end(&self) -> u64 {
+        self.0.offset as u64 + self.0.length
+    }
+
+    /// The device's memory.
+    #[inline]
+    pub(crate) fn dax(&self) -> Option<DaxAccess<'_>> {
+        // SAFETY: The file system holds the dax_device as long as it is mounted.
+        unsafe { DaxAccess::from_raw(self.0.dax_dev) }
+    }
+}
+
+/// `struct iomap_iter`: walks over the extents of a range of a file.
+pub(crate) struct IomapIter<'a> {
+    raw: bindings::iomap_iter,
+    _inode: PhantomData<&'a Inode>,
+}
+
+impl<'a> IomapIter<'a> {
+    /// `len` bytes from `pos` on; see [`flags`].
+    #[inline]
+    pub(crate) fn new(inode: &'a Inode, pos: i64, len: u64, flags: u32) -> Self {
+        Self {
+            raw: bindings::iomap_iter {
+                inode: inode.as_raw(),
+                pos,
+                len,
+                flags,
+                ..Default::default()
+            },
+            _inode: PhantomData,
+        }
+    }
+
+    /// C's `iomap_iter()`: ends the extent at hand and gets the next one. False at the end of the
+    /// range, or when nothing was done with the last extent. Must be called until it returns false
+    /// or an error. May sleep.
+    #[inline]
+    pub(crate) fn next(&mut self, ops: &IomapOps) -> Result<bool> {
+        // SAFETY: Both are valid.
+        let ret = unsafe { bindings::rpmem_iomap_iter(&mut self.raw, ops.0.get()) };
+        to_result(ret)?;
+        Ok(ret > 0)
+    }
+
+    /// Tells the file system, in the next [`IomapIter::next`], that it went wrong.
+    #[inline]
+    pub(crate) fn fail(&mut self, err: Error) {
+        self.raw.status = err.to_errno();
+    }
+
+    /// C's `iomap_iter_advance()`: `count` bytes are done. `EIO` if that is more than there is.
+    #[inline]
+    pub(crate) fn advance(&mut self, count: u64) -> Result {
+        if count > self.length() {
+            return Err(EIO);
+        }
+        self.raw.pos += count as i64;
+        self.raw.len -= count;
+        Ok(())
+    }
+
+    /// Where the iteration is in the file, bytes.
+    #[inline]
+    pub(crate) fn pos(&self) -> i64 {
+        self.raw.pos
+    }
+
+    /// The inode.
+    #[inline]
+    pub(crate) fn inode(&self) -> &'a Inode {
+        // SAFETY: Valid for 'a, see `new`.
+        unsafe { Inode::from_raw(self.raw.inode) }
+    }
+
+    /// Whether it is for writing.
+    #[inline]
+    pub(crate) fn is_write(&self) -> bool {
+        self.raw.flags & flags::WRITE != 0
+    }
+
+    /// The extent.
+    #[inline]
+    pub(crate) fn iomap(&self) -> &Iomap {
+        // SAFETY: The layout is the same.
+        unsafe { &*(&raw const self.raw.iomap).cast() }
+    }
+
+    /// C's `iomap_iter_srcmap()`: where to copy from, for copy-on-write; else the extent itself.
+    #[inline]
+    pub(crate) fn srcmap(&self) -> &Iomap {
+        if self.raw.srcmap.type_ as u32 == bindings::IOMAP_HOLE {
+            return self.iomap();
+        }
+        // SAFETY: The layout is the same.
+        unsafe { &*(&raw const self.raw.srcmap).cast() }
+    }
+
+    /// C's `iomap_want_unshare_iter()`.
+    #[inline]
+    pub(crate) fn wants_unshare(&self) -> bool {
+        self.iomap().is_shared() && self.raw.srcmap.type_ as u32 == bindings::IOMAP_MAPPED
+    }
+
+    /// C's `iomap_length()`: bytes from the position on that the extent, and the source extent if
+    /// there is one, cover.
+    #[inline]
+    pub(crate) fn length(&self) -> u64 {
+        let mut end = self.iomap().end();
+        if self.raw.srcmap.type_ as u32 != bindings::IOMAP_HOLE {
+            end = end.min(self.srcmap().end());
+        }
+        self.raw.len.min(end.wrapping_sub(self.raw.pos as u64))
+    }
+}
