@@ -54,7 +54,8 @@ impl Place {
     }
 }
 
-/// The arguments of the job: `PATTERN SIDES [PARAM…]`. A pattern `=name` means exactly that case.
+/// The arguments of the job: `PATTERN SIDES [PARAM…]`. A pattern `=name` means exactly that case,
+/// `name@ext4` one file system.
 /// SIDES is `c` or `both`, or the side that the profiler is to look at; the parameters are the
 /// module's.
 pub fn run(ctx: &Ctx, args: &[&str]) -> Result<()> {
@@ -66,6 +67,8 @@ pub fn run(ctx: &Ctx, args: &[&str]) -> Result<()> {
         "profile-rust" => Some(On::Rust),
         _ => None,
     };
+    // "case@ext4": on one file system.
+    let (pattern, only) = pattern.split_once('@').unwrap_or((pattern, ""));
     let both = !matches!(*sides, "c" | "profile-c");
     let drivers = Drivers::load(both, params)?;
     let chosen: Vec<Case> = cases::all()
@@ -83,7 +86,7 @@ pub fn run(ctx: &Ctx, args: &[&str]) -> Result<()> {
             .iter()
             .filter(|c| c.kind == Kind::FileSystem && (c.threads > 1) == (smp > 1))
             .collect();
-        if cases.is_empty() {
+        if cases.is_empty() || !only.is_empty() && only != fs.name() {
             continue;
         }
         let mut places = drivers.places(fs, both)?;
