@@ -3,6 +3,7 @@
 //! `runner`: what the Makefile's targets call, inside the cached root.
 
 mod bench;
+mod crash;
 mod main_job;
 mod xfstests;
 
@@ -82,6 +83,8 @@ enum Cmd {
         #[arg(long = "param")]
         params: Vec<String>,
     },
+    /// Power failures: what was acknowledged must be on the media
+    Crash(crash::Options),
     /// Tests of a built xfstests tree
     Xfstests(xfstests::Xfstests),
     /// List the tests
@@ -169,6 +172,7 @@ fn start(cli: Cli) -> Result<bool> {
                 profile,
             },
         ),
+        Cmd::Crash(args) => crash::run(&env, &args, g.on, options.jobs),
         Cmd::Xfstests(args) => xfstests::run(&env, &args, g.on, g.verbose),
         Cmd::List { name } => {
             for test in env.tests()? {

@@ -8,6 +8,7 @@ mod database;
 mod files;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::time::Instant;
 
 use anyhow::{anyhow, Context, Result};
 use powerfail::job::{Ground, Progress, Task};
@@ -23,6 +24,7 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     let disk = driver.disk(0);
     while let Some(text) = marker::next() {
+        let started = Instant::now();
         let task: Task = serde_json::from_str(&text).context(text)?;
         // One that goes wrong is a result; the next starts from its own image.
         let verdict = catch_unwind(AssertUnwindSafe(|| match task.crash {
@@ -37,6 +39,8 @@ pub fn run(ctx: &Ctx) -> Result<()> {
             verdict
         });
         marker::result(&serde_json::to_string(&verdict)?);
+        // The runner sees that it goes on.
+        ctx.step(started, format!("{} on {}", task.workload, task.fs));
     }
     Ok(())
 }

@@ -1,0 +1,587 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! `make crash`: power failures. tests/powerfail has the model; this is the campaign.
+//!
+//! One guest runs every workload under the QEMU plugin, which draws crash points on the way
+//! without stopping it. Guests with a fresh kernel then get the images of those points one
+//! after the other, recover and check them. Both take their jobs from the plugin, so a boot is
+//! paid for once, not once for each point.
+
+mod table;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{ensure, Context, Result};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use powerfail::image::{Kind, Name, Point};
+use powerfail::job::{self, Crash, Ground, Job, Outcome, Progress, Sample, Task};
+use powerfail::model::Verdict;
+use powerfail::sample::{below, rng};
+use powerfail::workload::{mix, Workload};
+use proto::{Event, Machine, On, Request};
+use runner::vm::scratch_dir;
+use runner::{Boot, Environment, Vm};
+
+use table::Row;
+
+/// Size of the pmem range, in MiB: mkfs.xfs refuses less than 300.
+const RANGE_MIB: u64 = 320;
+/// Crash points drawn from one run of a workload, at most.
+const POINTS_PER_RUN: usize = 40;
+/// What one job may take on the host.
+const JOB_LIMIT: Duration = Duration::from_secs(180);
+
+/// `runner crash`.
+#[derive(Args, Clone, Debug)]
+pub struct Options {
+    /// How many crash points
+    #[arg(long, default_value_t = 200)]
+    points: usize,
+    /// Where all chance comes from; drawn and printed if not given
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Only this workload (may be repeated)
+    #[arg(long = "workload")]
+    workloads: Vec<Workload>,
+    /// Locked operations fence too, as they do on real CPUs. Without it only SFENCE and MFENCE
+    /// count, so that a missing one is not hidden by whatever comes next
+    #[arg(long)]
+    lenient: bool,
+    /// Every store to the range is a candidate for a crash, not only write-backs and fences
+    #[arg(long)]
+    stores: bool,
+    /// Instructions that do nothing to the media: write-back, nt-store or fence; to see that
+    /// the campaign notices
+    #[arg(long)]
+    ignore: Option<String>,
+    /// QEMU's -cpu
+    #[arg(long, default_value = "max")]
+    cpu: String,
+}
+
+impl Options {
+    /// What `make test` runs.
+    pub fn short() -> Self {
+        Options {
+            points: 75,
+            seed: Some(1),
+            workloads: Vec::new(),
+            lenient: false,
+            stores: false,
+            ignore: None,
+            cpu: "max".into(),
+        }
+    }
+}
+
+/// A run of a workload, from which points are drawn.
+#[derive(Clone, Debug)]
+struct Run {
+    workload: Workload,
+    fs: Ground,
+    seed: u64,
+    points: usize,
+}
+
+/// A crash point whose image is to be checked.
+struct Check {
+    run: Run,
+    name: Name,
+    crash: Crash,
+}
+
+pub fn run(env: &Environment, options: &Options, on: On, jobs: usize) -> Result<bool> {
+    let seed = options.seed.unwrap_or_else(|| {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        now.map_or(0, |n| n.as_nanos() as u64) % 1_000_000
+    });
+    let mut campaign = Campaign {
+        env,
+        options,
+        on,
+        bases: tempfile::tempdir()?,
+        rows: Vec::new(),
+        bar: ProgressBar::new(options.points as u64),
+        started: Instant::now(),
+    };
+    campaign.bar.set_style(ProgressStyle::with_template(
+        "{elapsed_precise} [{bar:30}] {pos}/{len} {msg}",
+    )?);
+    campaign.make_bases()?;
+    let runs = plan(options, on, seed);
+    let whom = match on {
+        On::Rust => "rust_pmem",
+        On::C => "the kernel's nd_pmem and fs/dax.c",
+    };
+    campaign.say(format!(
+        "{} crash points from {} runs on {whom}, kernel {}, seed {seed}, {} fences{}",
+        options.points,
+        runs.len(),
+        env.default_kernel().name,
+        if options.lenient {
+            "SFENCE, MFENCE and locked operations as"
+        } else {
+            "only SFENCE and MFENCE as"
+        },
+        options
+            .ignore
+            .as_ref()
+            .map_or(String::new(), |i| format!(", every {i} ignored")),
+    ));
+    // Points take memory: not more runs at a time than that has room for.
+    for some in runs.chunks(25) {
+        let scratch = scratch_dir()?;
+        let checks = campaign.draw(some, scratch.path())?;
+        campaign.check(checks, scratch.path(), jobs)?;
+    }
+    campaign.finish()
+}
+
+/// The runs of a campaign: every workload on all it runs on, as often as it takes.
+fn plan(options: &Options, on: On, seed: u64) -> Vec<Run> {
+    let chosen = |w: &Workload| match options.workloads[..] {
+        // What C does not promise is looked at on C only by name.
+        [] => !(w.rust_only() && on == On::C),
+        _ => options.workloads.contains(w),
+    };
+    let kinds: Vec<(Workload, Ground)> = Workload::ALL
+        .into_iter()
+        .filter(chosen)
+        .flat_map(|w| w.grounds().iter().map(move |&g| (w, g)))
+        .collect();
+    let rounds = options.points.div_ceil(kinds.len() * POINTS_PER_RUN).max(1);
+    let total = rounds * kinds.len();
+    (0..total)
+        .map(|i| {
+            let (workload, fs) = kinds[i % kinds.len()];
+            // Both spread evenly and exact in the sum.
+            let points = options.points * (i + 1) / total - options.points * i / total;
+            Run {
+                workload,
+                fs,
+                seed: mix(seed.wrapping_mul(1 << 20) + i as u64) >> 16,
+                points,
+            }
+        })
+        .filter(|r| r.points > 0)
+        .collect()
+}
+
+struct Campaign<'a> {
+    env: &'a Environment,
+    options: &'a Options,
+    on: On,
+    /// Images as mkfs leaves them.
+    bases: tempfile::TempDir,
+    rows: Vec<Row>,
+    bar: ProgressBar,
+    started: Instant,
+}
+
+impl Campaign<'_> {
+    fn say(&self, line: String) {
+        self.bar.suspend(|| println!("{line}"));
+    }
+
+    fn base(&self, fs: Ground) -> PathBuf {
+        self.bases.path().join(fs.to_string())
+    }
+
+    /// mkfs on the host, always the same.
+    fn make_bases(&self) -> Result<()> {
+        const ID: &str = "5eed0000-0000-4000-8000-000000000001";
+        for fs in [Ground::Ext4, Ground::Xfs, Ground::Raw] {
+            let path = self.base(fs);
+            fs::File::create(&path)?.set_len(RANGE_MIB << 20)?;
+            let mut mkfs = match fs {
+                Ground::Raw => continue,
+                Ground::Ext4 => {
+                    let mut mkfs = Command::new("mkfs.ext4");
+                    mkfs.args(["-q", "-F", "-b", "4096", "-U", ID, "-E"])
+                        .arg(format!(
+                        "lazy_itable_init=0,nodiscard,stride=512,stripe_width=512,hash_seed={ID}"
+                    ));
+                    mkfs
+                }
+                Ground::Xfs => {
+                    let mut mkfs = Command::new("mkfs.xfs");
+                    mkfs.args([
+                        "-q",
+                        "-f",
+                        "-K",
+                        "-d",
+                        "su=2m,sw=1,agcount=2",
+                        "-l",
+                        "size=64m",
+                    ])
+                    .args(["-m", &format!("uuid={ID}")]);
+                    mkfs
+                }
+            };
+            let out = mkfs.arg(&path).output().context("cannot run mkfs")?;
+            ensure!(
+                out.status.success(),
+                "mkfs of {fs}: {}",
+                String::from_utf8_lossy(&out.stderr)
+            );
+            let _ = Command::new("fallocate")
+                .arg("--dig-holes")
+                .arg(&path)
+                .status();
+        }
+        Ok(())
+    }
+
+    fn task(&self, run: &Run, crash: Option<Progress>) -> Result<String> {
+        Ok(serde_json::to_string(&Task {
+            workload: run.workload,
+            fs: run.fs,
+            seed: run.seed,
+            crash,
+        })?)
+    }
+
+    /// Runs the workloads and draws their crash points.
+    fn draw(&mut self, runs: &[Run], scratch: &Path) -> Result<Vec<Check>> {
+        let jobs = runs
+            .iter()
+            .map(|run| {
+                Ok(Job {
+                    base: self.base(run.fs),
+                    crash: None,
+                    sample: Some(Sample {
+                        points: run.points,
+                        seed: run.seed,
+                        out: scratch.into(),
+                    }),
+                    text: self.task(run, None)?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut checks = Vec::new();
+        let names: Vec<_> = runs
+            .iter()
+            .map(|r| format!("{} on {}", r.workload, r.fs))
+            .collect();
+        let results = self.boot_until_done("run", &jobs, &names, scratch, true, &|_| {})?;
+        for (run, (outcome, verdict)) in runs.iter().zip(results) {
+            if let Some(error) = verdict.error {
+                self.fail(run, None, &verdict.trouble, error);
+                continue;
+            }
+            let mut rng = rng(run.seed);
+            for path in outcome.map(|o| o.points).unwrap_or_default() {
+                let name = Point::load_header(&path)?.name;
+                let kind = match below(&mut rng, 20) {
+                    0..10 => Kind::Media,
+                    10..17 => Kind::Random,
+                    _ => Kind::All,
+                };
+                let seed = below(&mut rng, 1 << 32);
+                let crash = Crash {
+                    point: path,
+                    kind,
+                    seed,
+                };
+                checks.push(Check {
+                    run: run.clone(),
+                    name,
+                    crash,
+                });
+            }
+        }
+        Ok(checks)
+    }
+
+    /// Recovers and checks the images, in as many guests at a time as told.
+    fn check(&mut self, checks: Vec<Check>, scratch: &Path, guests: usize) -> Result<()> {
+        if checks.is_empty() {
+            return Ok(());
+        }
+        let shares: Vec<&[Check]> = checks.chunks(checks.len().div_ceil(guests)).collect();
+        let this = &*self;
+        let results = std::thread::scope(|scope| {
+            let threads: Vec<_> = shares
+                .iter()
+                .enumerate()
+                .map(|(i, share)| {
+                    let dir = scratch.join(format!("check{i}"));
+                    scope.spawn(move || this.check_share(share, &dir))
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|t| t.join().expect("a checking thread panicked"))
+                .collect::<Result<Vec<_>>>()
+        })?;
+        for (check, found) in checks.iter().zip(results.into_iter().flatten()) {
+            self.judge(check, found);
+        }
+        Ok(())
+    }
+
+    fn check_share(&self, share: &[Check], dir: &Path) -> Result<Vec<Found>> {
+        fs::create_dir_all(dir)?;
+        let jobs = share
+            .iter()
+            .map(|check| {
+                let progress = progress(&check.name);
+                Ok(Job {
+                    base: self.base(check.run.fs),
+                    crash: Some(check.crash.clone()),
+                    sample: None,
+                    text: self.task(&check.run, Some(progress))?,
+                })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let names: Vec<_> = share
+            .iter()
+            .map(|c| format!("check of {} on {}", c.run.workload, c.run.fs))
+            .collect();
+        let log = dir
+            .file_name()
+            .map_or("check".into(), |n| n.to_string_lossy().into_owned());
+        let results =
+            self.boot_until_done(&log, &jobs, &names, dir, false, &|_| self.bar.inc(1))?;
+        Ok(results.into_iter().map(|(_, found)| found).collect())
+    }
+
+    /// Gives guests these jobs until each has a result: a guest that dies costs the job it was
+    /// doing, and the next takes the rest.
+    fn boot_until_done(
+        &self,
+        log: &str,
+        jobs: &[Job],
+        names: &[String],
+        dir: &Path,
+        model: bool,
+        done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Vec<(Option<Outcome>, Found)>> {
+        let mut results: Vec<(Option<Outcome>, Found)> = Vec::new();
+        while results.len() < jobs.len() {
+            let first = results.len();
+            let death = self.boot(log, &jobs[first..], &names[first..], dir, model, done)?;
+            for outcome in job::read_lines::<Outcome>(&dir.join("results"))? {
+                let found = match &outcome.result {
+                    Some(text) => serde_json::from_str::<Verdict>(text)?.into(),
+                    None => continue,
+                };
+                results.push((Some(outcome), found));
+            }
+            if let Some(death) = death {
+                if results.len() < jobs.len() {
+                    let mut found = Found::died(format!("the guest died: {}", death.0));
+                    found.trouble = death.1;
+                    results.push((None, found));
+                    done(results.len());
+                }
+            } else {
+                ensure!(results.len() == jobs.len(), "the guest left jobs undone");
+            }
+        }
+        Ok(results)
+    }
+
+    /// One guest. `Some`: it died, and why.
+    fn boot(
+        &self,
+        log: &str,
+        jobs: &[Job],
+        names: &[String],
+        dir: &Path,
+        model: bool,
+        done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Option<(String, Vec<String>)>> {
+        let (ram, list, results) = (dir.join("ram"), dir.join("jobs"), dir.join("results"));
+        job::write_lines(&list, jobs)?;
+        let _ = fs::remove_file(&results);
+        let _ = fs::remove_file(&ram);
+        // Two runs of the same seed are the same to the instruction.
+        let machine = Machine::bare()
+            .ram(640)
+            .cpu(&format!("{},-rdrand,-rdseed", self.options.cpu))
+            .pmem(RANGE_MIB);
+        let range = machine.ranges[0];
+        let mut plugin = format!(
+            "file={},ram={},low={},base={},size={},jobs={},results={}",
+            plugin()?.display(),
+            ram.display(),
+            machine.ram_mib * proto::MIB,
+            range.start,
+            range.size,
+            list.display(),
+            results.display(),
+        );
+        if model {
+            plugin += if self.options.lenient {
+                ",strict=off"
+            } else {
+                ",strict=on"
+            };
+            plugin += if self.options.stores {
+                ",stores=on"
+            } else {
+                ""
+            };
+            if let Some(ignore) = &self.options.ignore {
+                plugin += &format!(",ignore={ignore}");
+            }
+        } else {
+            plugin += ",track=off";
+        }
+        let mut boot = Boot::new(self.env, self.env.default_kernel(), machine);
+        boot.log = self.env.log(&format!("crash-{log}"));
+        boot.memory = Some(ram);
+        boot.qemu_args = vec!["-plugin".into(), plugin];
+        if model {
+            boot.icount = Some(1);
+            let rtc = "base=2026-01-01T00:00:00,clock=vm";
+            boot.qemu_args
+                .extend(["-seed", "1", "-rtc", rtc].map(String::from));
+        }
+        boot.plan = vec![Request::Job {
+            name: "crash".into(),
+            args: vec![],
+            on: self.on,
+            limit_s: 24 * 3600,
+        }];
+        self.bar.set_message(names[0].clone());
+        let mut vm = Vm::boot(boot)?;
+        let mut finished = 0;
+        loop {
+            match vm.next_event(JOB_LIMIT) {
+                Ok(Event::Step { .. }) => {
+                    finished += 1;
+                    done(finished);
+                    if let Some(name) = names.get(finished) {
+                        self.bar.set_message(name.clone());
+                    }
+                }
+                Ok(Event::Done {
+                    outcome, log: text, ..
+                }) => {
+                    let trouble = vm.wait(Duration::from_secs(30))?;
+                    if outcome == proto::Outcome::Passed {
+                        return Ok(None);
+                    }
+                    let path = self.env.log(&format!("crash-{log}-guest"));
+                    fs::write(&path, text)?;
+                    let why = format!("{outcome:?} (log: {})", path.display());
+                    ensure!(finished < jobs.len(), "{why}");
+                    return Ok(Some((why, trouble)));
+                }
+                Ok(_) => {}
+                Err(death) => return Ok(Some((death.to_string(), death.trouble))),
+            }
+        }
+    }
+
+    fn judge(&mut self, check: &Check, found: Found) {
+        if let Some(error) = &found.error {
+            // The image stays for whoever looks into it.
+            let kept = self
+                .env
+                .results
+                .join("crash")
+                .join(format!("{}.point", self.rows.len()));
+            let _ = fs::create_dir_all(kept.parent().expect("has one"));
+            let _ = fs::copy(&check.crash.point, &kept);
+            self.fail(&check.run, Some(check), &found.trouble, error.clone());
+        }
+        self.rows
+            .push(Row::new(self.on, &check.run, Some(check), &found));
+    }
+
+    fn fail(&mut self, run: &Run, check: Option<&Check>, trouble: &[String], error: String) {
+        let mut text = format!(
+            "FAILED {} on {} (seed {:#x})",
+            run.workload, run.fs, run.seed
+        );
+        if let Some(check) = check {
+            let Progress { begun, acked } = progress(&check.name);
+            text += &format!(
+                " crashed at {}, operation {begun} begun, {acked} acknowledged, image {} (seed {})",
+                table::point(&check.name),
+                check.crash.kind,
+                check.crash.seed,
+            );
+        }
+        text += &format!("\n    {error}");
+        for line in trouble.iter().take(3) {
+            text += &format!("\n    kernel: {line}");
+        }
+        self.say(text);
+        if check.is_none() {
+            self.rows
+                .push(Row::new(self.on, run, None, &Found::died(error)));
+        }
+    }
+
+    /// Writes the results down. True: nothing failed.
+    fn finish(self) -> Result<bool> {
+        self.bar.finish_and_clear();
+        table::write(&self.env.results.join("crash.tsv"), &self.rows)?;
+        print!("{}", table::summary(&self.rows));
+        let seconds = self.started.elapsed().as_secs_f64();
+        let failed = self.rows.iter().filter(|r| !r.ok).count();
+        let points = self.rows.len();
+        println!(
+            "{seconds:.0} s, {:.0} points a minute",
+            points as f64 / seconds.max(0.1) * 60.0
+        );
+        println!("crash: {points} points, {failed} failed");
+        Ok(failed == 0 && points > 0)
+    }
+}
+
+fn progress(name: &Name) -> Progress {
+    Progress {
+        begun: name.begun.unwrap_or(0),
+        acked: name.acked.unwrap_or(0),
+    }
+}
+
+/// What a check came to.
+struct Found {
+    acknowledged: u64,
+    lost: u64,
+    error: Option<String>,
+    trouble: Vec<String>,
+}
+
+impl Found {
+    fn died(error: String) -> Self {
+        Found {
+            acknowledged: 0,
+            lost: 0,
+            error: Some(error),
+            trouble: Vec::new(),
+        }
+    }
+}
+
+impl From<Verdict> for Found {
+    fn from(v: Verdict) -> Self {
+        Found {
+            acknowledged: v.acknowledged,
+            lost: v.lost,
+            error: v.error,
+            trouble: Vec::new(),
+        }
+    }
+}
+
+/// The plugin, which cargo builds beside the runner.
+fn plugin() -> Result<PathBuf> {
+    let path = std::env::current_exe()?.with_file_name("libpowerfail_plugin.so");
+    ensure!(
+        path.exists(),
+        "{} is not built (cargo build -p powerfail-plugin)",
+        path.display()
+    );
+    Ok(path)
+}
