@@ -176,7 +176,8 @@ ensure_root() {
 	[ -d "$root" ] || with_lock root ensure_root_locked "$root"
 }
 
-# in_root CMD…: CMD in the root, with the repository at /src and the cache at /cache.
+# in_root CMD…: CMD in the root, with the repository at /src, the cache at /cache and
+# XFSTESTS_DIR, if given, at /xfstests.
 in_root() {
 	local root
 	root=$(root_dir)
@@ -188,6 +189,11 @@ in_root() {
 		mount --bind /tmp "$root/tmp"
 		mount --bind "$repo" "$root/src"
 		mount --bind "$cache" "$root/cache"
+		if [ -n "${XFSTESTS_DIR:-}" ]; then
+			mkdir -p "$root/xfstests"
+			mount --bind "$XFSTESTS_DIR" "$root/xfstests"
+			export XFSTESTS_DIR=/xfstests
+		fi
 		: >>"$root/etc/resolv.conf"
 		[ ! -s /etc/resolv.conf ] || mount --bind /etc/resolv.conf "$root/etc/resolv.conf"
 		# The CA bundle of the host: a TLS-inspecting proxy has its own.
@@ -204,7 +210,7 @@ in_root() {
 		while IFS="=" read -r -d "" k v; do
 			case $k in
 			CARGO_HOME|CARGO_TARGET_DIR) ;;
-			CARGO_*|*_proxy|*_PROXY|TERM|CI|COLUMNS|RPMEM_*|V|KERNELS|SOURCE_DATE_EPOCH) pass+=("$k=$v") ;;
+			CARGO_*|*_proxy|*_PROXY|TERM|CI|COLUMNS|RPMEM_*|V|KERNELS|SOURCE_DATE_EPOCH|XFSTESTS_DIR) pass+=("$k=$v") ;;
 			esac
 		done < <(env -0)
 		exec chroot "$root" /usr/bin/env -i "${pass[@]}" HOME=/root LC_ALL=C.UTF-8 \

@@ -59,7 +59,7 @@ impl GuestFile {
     }
 }
 
-enum Node {
+pub(crate) enum Node {
     Dir,
     Link(String),
     File { mode: u32, content: Content },
@@ -67,7 +67,7 @@ enum Node {
 
 /// The tree of one archive, by path without the leading slash.
 #[derive(Default)]
-struct Tree(BTreeMap<String, Node>);
+pub(crate) struct Tree(BTreeMap<String, Node>);
 
 impl Tree {
     fn dir(&mut self, path: &str) {
@@ -81,7 +81,7 @@ impl Tree {
         }
     }
 
-    fn put(&mut self, path: &str, node: Node) {
+    pub(crate) fn put(&mut self, path: &str, node: Node) {
         let path = path.trim_start_matches('/');
         if let Some((dir, _)) = path.rsplit_once('/') {
             self.dir(dir);
@@ -91,7 +91,7 @@ impl Tree {
 
     /// A file or symbolic link of the host, links with what they lead to. Directories on the
     /// way are resolved (/bin is usr/bin), the last component is not.
-    fn host(&mut self, path: &Path) -> Result<()> {
+    pub(crate) fn host(&mut self, path: &Path) -> Result<()> {
         let dir = fs::canonicalize(path.parent().context("no parent")?)?;
         let path = dir.join(path.file_name().context("no file name")?);
         let meta = fs::symlink_metadata(&path).with_context(|| path.display().to_string())?;
@@ -161,7 +161,7 @@ fn which(name: &str) -> Result<PathBuf> {
 }
 
 /// Every shared library the programs need, by path.
-fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
+pub(crate) fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
     let out = Command::new("ldd")
         .args(programs)
         .output()
@@ -293,7 +293,7 @@ fn modules_tree(kernel: &Kernel) -> Result<Tree> {
     Ok(tree)
 }
 
-fn key(parts: &[&[u8]]) -> String {
+pub(crate) fn key(parts: &[&[u8]]) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update((part.len() as u64).to_le_bytes());
@@ -306,7 +306,7 @@ fn key(parts: &[&[u8]]) -> String {
 }
 
 /// The archive `NAME-KEY.cpio` of the cache, made if it is not there.
-fn cached(cache: &Path, name: &str, key: &str, make: impl FnOnce() -> Result<Tree>) -> Result<PathBuf> {
+pub(crate) fn cached(cache: &Path, name: &str, key: &str, make: impl FnOnce() -> Result<Tree>) -> Result<PathBuf> {
     let dir = cache.join("guest");
     let path = dir.join(format!("{name}-{key}.cpio"));
     if !path.exists() {

@@ -22,6 +22,7 @@
 //! ```
 
 pub mod initramfs;
+pub mod packages;
 pub mod report;
 pub mod suite;
 pub mod vm;

@@ -34,6 +34,8 @@ pub struct Boot<'a> {
     /// The guest's memory as a file that outlives the guest: booting it again finds the pmem
     /// ranges as they were left. `None`: memory of its own.
     pub memory: Option<PathBuf>,
+    /// Cached archives (of [`crate::packages`]) that go over the usual ones.
+    pub layers: Vec<PathBuf>,
     /// Files for the guest besides the guest program and the module.
     pub files: Vec<GuestFile>,
     /// Further arguments for QEMU (plugins).
@@ -57,6 +59,7 @@ impl<'a> Boot<'a> {
             machine,
             log: env.log("console"),
             memory: None,
+            layers: Vec::new(),
             files: Vec::new(),
             qemu_args: Vec::new(),
             icount: None,
@@ -229,7 +232,8 @@ impl Vm {
     /// Starts a guest and waits until it is ready. With a plan or an interactive console it
     /// returns at once.
     pub fn boot(boot: Boot<'_>) -> Result<Vm> {
-        let layers = initramfs::layers(&boot.env.cache, boot.kernel)?;
+        let mut layers = initramfs::layers(&boot.env.cache, boot.kernel)?;
+        layers.extend(boot.layers.iter().cloned());
         let scratch = scratch_dir()?;
         let initrd = scratch.path().join("initrd");
         initramfs::write(&initrd, &layers, &boot.guest_files())?;
