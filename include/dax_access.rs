@@ -89,7 +89,7 @@ impl<'a> DaxAccess<'a> {
             // SAFETY: The driver has mapped these pages; they stay mapped until kill_dax() has
             // waited for us.
             mem: unsafe { Pmem::new(kaddr as usize, nr * bindings::PAGE_SIZE) },
-            pfn: pfn as usize,
+            pfn,
             nr,
         })
     }

@@ -408,8 +408,8 @@ impl<T: Operations> Thunks<T> {
         page: *mut *mut bindings::page,
     ) -> c_ulong {
         // SAFETY: The caller's argument is valid for the call.
-        let (cookie, pfn) =
-            T::lock_mapping_entry(unsafe { AddressSpace::from_raw(mapping) }, index);
+        let mapping = unsafe { AddressSpace::from_raw(mapping) };
+        let (cookie, pfn) = T::lock_mapping_entry(mapping, index);
         if let Some(pfn) = pfn {
             // SAFETY: `page` is valid for writing; the pfn is that of an entry.
             unsafe { *page = bindings::rpmem_pfn_page(pfn) };

@@ -127,7 +127,7 @@ impl Hooks {
             // live mappings must not change sides when tracing is switched off.
             flags: (bindings::FTRACE_OPS_FL_RECURSION
                 | bindings::FTRACE_OPS_FL_IPMODIFY
-                | bindings::FTRACE_OPS_FL_PERMANENT) as _,
+                | bindings::FTRACE_OPS_FL_PERMANENT) as usize,
             ..Default::default()
         };
         let ops: Pin<KBox<Opaque<bindings::ftrace_ops>>> =
@@ -137,7 +137,7 @@ impl Hooks {
             let ret = unsafe {
                 bindings::ftrace_set_filter(
                     ops.get(),
-                    r.name.as_ptr().cast_mut().cast::<c_uchar>(),
+                    r.name.as_char_ptr().cast_mut().cast::<c_uchar>(),
                     r.name.to_bytes().len() as c_int,
                     0,
                 )

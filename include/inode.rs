@@ -64,7 +64,7 @@ impl Inode {
     #[inline]
     pub(crate) fn blkbits(&self) -> u32 {
         // SAFETY: The inode is valid; set once.
-        unsafe { (*self.0.get()).i_blkbits as u32 }
+        unsafe { u32::from((*self.0.get()).i_blkbits) }
     }
 
     /// `IS_DAX()`.
@@ -82,7 +82,7 @@ impl Inode {
         unsafe {
             bindings::__mark_inode_dirty(
                 self.0.get(),
-                bindings::inode_state_flags_enum_I_DIRTY_PAGES as _,
+                bindings::inode_state_flags_enum_I_DIRTY_PAGES as i32,
             )
         };
     }
@@ -145,7 +145,7 @@ impl AddressSpace {
         // SAFETY: Valid; the lock is held.
         unsafe {
             let nrpages = &raw mut (*self.0.get()).nrpages;
-            nrpages.write_volatile(nrpages.read().wrapping_add_signed(nr as _));
+            nrpages.write_volatile(nrpages.read().wrapping_add_signed(nr));
         }
     }
 

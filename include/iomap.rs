@@ -69,7 +69,7 @@ impl Iomap {
     /// `type`.
     #[inline]
     pub(crate) fn type_(&self) -> Type {
-        match self.0.type_ as u32 {
+        match u32::from(self.0.type_) {
             bindings::IOMAP_HOLE => Type::Hole,
             bindings::IOMAP_UNWRITTEN => Type::Unwritten,
             bindings::IOMAP_MAPPED => Type::Mapped,
@@ -86,19 +86,19 @@ impl Iomap {
     /// `IOMAP_F_NEW`: blocks have just been allocated.
     #[inline]
     pub(crate) fn is_new(&self) -> bool {
-        self.0.flags as u32 & bindings::IOMAP_F_NEW != 0
+        u32::from(self.0.flags) & bindings::IOMAP_F_NEW != 0
     }
 
     /// `IOMAP_F_DIRTY`: metadata needed to find the data is not on the medium yet.
     #[inline]
     pub(crate) fn is_dirty(&self) -> bool {
-        self.0.flags as u32 & bindings::IOMAP_F_DIRTY != 0
+        u32::from(self.0.flags) & bindings::IOMAP_F_DIRTY != 0
     }
 
     /// `IOMAP_F_SHARED`: blocks are, or were until now, shared with another file: copy-on-write.
     #[inline]
     pub(crate) fn is_shared(&self) -> bool {
-        self.0.flags as u32 & bindings::IOMAP_F_SHARED != 0
+        u32::from(self.0.flags) & bindings::IOMAP_F_SHARED != 0
     }
 
     /// `addr`: byte of the device.
@@ -206,7 +206,7 @@ impl<'a> IomapIter<'a> {
     /// C's `iomap_iter_srcmap()`: where to copy from, for copy-on-write; else the extent itself.
     #[inline]
     pub(crate) fn srcmap(&self) -> &Iomap {
-        if self.raw.srcmap.type_ as u32 == bindings::IOMAP_HOLE {
+        if u32::from(self.raw.srcmap.type_) == bindings::IOMAP_HOLE {
             return self.iomap();
         }
         // SAFETY: The layout is the same.
@@ -216,7 +216,7 @@ impl<'a> IomapIter<'a> {
     /// C's `iomap_want_unshare_iter()`.
     #[inline]
     pub(crate) fn wants_unshare(&self) -> bool {
-        self.iomap().is_shared() && self.raw.srcmap.type_ as u32 == bindings::IOMAP_MAPPED
+        self.iomap().is_shared() && u32::from(self.raw.srcmap.type_) == bindings::IOMAP_MAPPED
     }
 
     /// C's `iomap_length()`: bytes from the position on that the extent, and the source extent if
@@ -224,7 +224,7 @@ impl<'a> IomapIter<'a> {
     #[inline]
     pub(crate) fn length(&self) -> u64 {
         let mut end = self.iomap().end();
-        if self.raw.srcmap.type_ as u32 != bindings::IOMAP_HOLE {
+        if u32::from(self.raw.srcmap.type_) != bindings::IOMAP_HOLE {
             end = end.min(self.srcmap().end());
         }
         self.raw.len.min(end.wrapping_sub(self.raw.pos as u64))

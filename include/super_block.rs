@@ -25,12 +25,6 @@ impl SuperBlock {
         unsafe { &*raw.cast() }
     }
 
-    /// The raw superblock.
-    #[inline]
-    pub(crate) fn as_raw(&self) -> *mut bindings::super_block {
-        self.0.get()
-    }
-
     /// The data of the driver `T` if the file system is on one of `T`'s disks or a partition of
     /// one. Cheap: three loads and a comparison.
     #[inline]

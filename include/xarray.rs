@@ -236,7 +236,7 @@ impl XaLocked<'_, '_> {
     #[inline]
     pub(crate) fn find_marked(&mut self, max: usize, mark: Mark) -> usize {
         // SAFETY: The cursor is valid, the array locked.
-        unsafe { bindings::xas_find_marked(self.raw(), max, mark as _) as usize }
+        unsafe { bindings::xas_find_marked(self.raw(), max, mark as u32) as usize }
     }
 
     /// C's `xas_find_conflict()`: an entry in the cursor's range, 0 if there is none.
@@ -282,7 +282,7 @@ impl XaLocked<'_, '_> {
                     != 0
             },
             // SAFETY: The cursor is valid, the array locked.
-            None => unsafe { bindings::xas_get_mark(&self.xas.raw, mark as _) },
+            None => unsafe { bindings::xas_get_mark(&self.xas.raw, mark as u32) },
         }
     }
 
@@ -290,7 +290,7 @@ impl XaLocked<'_, '_> {
     #[inline]
     pub(crate) fn set_mark(&mut self, mark: Mark) {
         // SAFETY: The cursor is valid, the array locked.
-        unsafe { bindings::xas_set_mark(self.raw(), mark as _) };
+        unsafe { bindings::xas_set_mark(self.raw(), mark as u32) };
     }
 
     /// Unmarks the entry at the cursor.
@@ -298,7 +298,7 @@ impl XaLocked<'_, '_> {
     pub(crate) fn clear_mark(&mut self, mark: Mark) {
         if self.is_marked(mark) {
             // SAFETY: The cursor is valid, the array locked.
-            unsafe { bindings::xas_clear_mark(self.raw(), mark as _) };
+            unsafe { bindings::xas_clear_mark(self.raw(), mark as u32) };
         }
     }
 
@@ -357,10 +357,14 @@ impl XaLocked<'_, '_> {
         self.reset_node();
         self.unlock_raw();
         let ret = f();
-        // SAFETY: The array is valid. INVARIANT: Locked again.
+        // INVARIANT: Locked again.
         match &mut self.flags {
+            // SAFETY: The array is valid.
             None => unsafe { bindings::rpmem_xa_lock_irq(self.xas.raw.xa) },
-            Some(flags) => *flags = unsafe { bindings::rpmem_xa_lock_irqsave(self.xas.raw.xa) },
+            Some(flags) => {
+                // SAFETY: The array is valid.
+                *flags = unsafe { bindings::rpmem_xa_lock_irqsave(self.xas.raw.xa) };
+            }
         }
         ret
     }
