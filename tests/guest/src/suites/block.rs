@@ -13,6 +13,7 @@ use proto::{Machine, Tag};
 use crate::fixture::driver::{expect_errno, ranges};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{errno_of, pread2, pwrite2, read_at, same, write_at, Aligned};
+use crate::fixture::trace::Trace;
 use crate::fixture::{pattern, sh, sh_fails, Disk, Driver, Fs, KIB, MIB, PAGE};
 use crate::test::{Ctx, Suite};
 
@@ -414,48 +415,67 @@ fn partitions(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// Writes that must be durable make the driver fence, others do not.
+/// Bios with PREFLUSH and with FUA, seen on their way to the driver.
+///
+/// The letters of block_bio_queue: F for PREFLUSH, the operation, F for FUA, others.
+fn durable_bios(trace: &Trace) -> Result<(u64, u64)> {
+    let (mut preflush, mut fua) = (0, 0);
+    for line in trace.take()? {
+        println!("{line}");
+        let letters = line
+            .split("block_bio_queue: ")
+            .nth(1)
+            .and_then(|l| l.split_whitespace().nth(1))
+            .with_context(|| line.clone())?;
+        let operation = letters.strip_prefix('F').unwrap_or(letters);
+        preflush += u64::from(operation.len() < letters.len());
+        fua += u64::from(operation.get(1..).is_some_and(|rest| rest.contains('F')));
+    }
+    Ok((preflush, fua))
+}
+
+/// The driver fences once for each PREFLUSH and once for each FUA, and for nothing else.
 fn fua_and_preflush_fence(ctx: &Ctx) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     let disk = driver.disk(0);
     let file = disk.open_direct()?;
-    let data = pattern(1, 0, 8192);
-    let fences = |what: &str, do_it: &dyn Fn() -> Result<()>| -> Result<u64> {
-        let before = disk.counter("fences")?;
-        do_it()?;
-        let n = disk.counter("fences")? - before;
-        println!("{what}: {n} fences");
-        Ok(n)
-    };
-    let n = fences("plain write", &|| write_at(&file, 0, &data))?;
-    ensure!(
-        n == 0,
-        "a write that asked for no durability fenced {n} times"
-    );
-    let n = fences("plain read", &|| read_at(&file, 0, 8192).map(drop))?;
-    ensure!(n == 0, "a read fenced {n} times");
-    // O_DIRECT with RWF_DSYNC is one write with FUA.
-    let n = fences("write, RWF_DSYNC", &|| {
-        Ok(ensure!(
-            pwrite2(&file, 0, &data, libc::RWF_DSYNC)? == data.len()
-        ))
-    })?;
-    ensure!(n >= 1, "FUA did not fence");
     let dsync = disk.open_with(libc::O_DIRECT | libc::O_DSYNC)?;
-    let n = fences("write, O_DSYNC", &|| write_at(&dsync, 0, &data))?;
-    ensure!(n >= 1, "FUA did not fence");
-    let n = fences("fsync", &|| Ok(file.sync_all()?))?;
-    ensure!(n >= 1, "PREFLUSH did not fence");
-    let n = fences("fdatasync", &|| Ok(file.sync_data()?))?;
-    ensure!(n >= 1, "PREFLUSH did not fence");
-    // A file system's journal commit carries both.
-    let made = Fs::Ext4.make(disk)?;
-    let mount = made.mount("dax=always")?;
-    let n = fences("journal commit", &|| {
-        let file = mount.create("x")?;
-        Ok(file.sync_all()?)
+    let data = pattern(1, 0, 8192);
+    let trace = Trace::start(&["block/block_bio_queue"])?;
+    // What `work` must have sent at least: bios with PREFLUSH, bios with FUA.
+    let check = |what: &str, least: (u64, u64), work: &dyn Fn() -> Result<()>| -> Result<()> {
+        trace.take()?;
+        let before = disk.counter("fences")?;
+        work().context(what.to_string())?;
+        let fences = disk.counter("fences")? - before;
+        let (preflush, fua) = durable_bios(&trace)?;
+        println!("{what}: {preflush} PREFLUSH, {fua} FUA, {fences} fences");
+        ensure!(
+            preflush >= least.0 && fua >= least.1,
+            "{what}: only {preflush} PREFLUSH and {fua} FUA: nothing is tested"
+        );
+        ensure!(
+            fences == preflush + fua,
+            "{what}: {fences} fences for {preflush} PREFLUSH and {fua} FUA"
+        );
+        Ok(())
+    };
+    check("plain write", (0, 0), &|| write_at(&file, 0, &data))?;
+    check("plain read", (0, 0), &|| read_at(&file, 0, 8192).map(drop))?;
+    check("RWF_DSYNC", (0, 1), &|| {
+        let written = pwrite2(&file, 0, &data, libc::RWF_DSYNC)?;
+        ensure!(written == data.len(), "short write");
+        Ok(())
     })?;
-    ensure!(n >= 1, "a journal commit did not fence");
+    check("O_DSYNC", (0, 1), &|| write_at(&dsync, 0, &data))?;
+    check("fsync", (1, 0), &|| Ok(file.sync_all()?))?;
+    check("fdatasync", (1, 0), &|| Ok(file.sync_data()?))?;
+    for fs in Fs::ALL {
+        let mount = fs.make(disk)?.mount("dax=always")?;
+        check(&format!("{fs} journal commit"), (1, 1), &|| {
+            Ok(mount.create("x")?.sync_all()?)
+        })?;
+    }
     Ok(())
 }
 
@@ -465,13 +485,9 @@ fn flushes_are_counted(ctx: &Ctx) -> Result<()> {
     let disk = driver.disk(0);
     let file = disk.open()?;
     let trace = || -> Result<u64> {
-        let trace = crate::fixture::trace::Trace::start(&["block/block_bio_queue"])?;
+        let trace = Trace::start(&["block/block_bio_queue"])?;
         file.sync_all()?;
-        let lines = trace.take()?;
-        let flushes = lines
-            .iter()
-            .filter(|l| l.contains(" FWS ") || l.contains(" FF "));
-        Ok(flushes.count() as u64)
+        Ok(durable_bios(&trace)?.0)
     };
     disk.set_sysfs("queue/write_cache", "write back")?;
     let flushes = trace()?;
@@ -703,11 +719,17 @@ fn memory_failure(ctx: &Ctx) -> Result<()> {
     let at = 64 * KIB;
     write_at(&file, 0, &pattern(1, 0, 256 * 1024))?;
     let page = disk.start + at;
-    let told = std::fs::write("/sys/devices/system/memory/hard_offline_page", format!("{page:#x}"));
+    let told = std::fs::write(
+        "/sys/devices/system/memory/hard_offline_page",
+        format!("{page:#x}"),
+    );
     // The page is in no file, so that there is nobody to kill: the kernel calls that busy.
     let errno = told.as_ref().err().map(errno_of);
     ensure!(errno == Some(Errno::EBUSY), "hard_offline_page: {told:?}");
-    ensure!(disk.counter("memory_failures")? == 1, "not told of the failure");
+    ensure!(
+        disk.counter("memory_failures")? == 1,
+        "not told of the failure"
+    );
     let sector = at / 512;
     let list = disk.sysfs("badblocks")?;
     ensure!(list == format!("{sector} 8"), "the list is '{list}'");
@@ -719,7 +741,11 @@ fn memory_failure(ctx: &Ctx) -> Result<()> {
     let data = pattern(2, at, 4096);
     write_at(&file, at, &data)?;
     same("rewritten", &read_at(&file, at, 4096)?, &data)?;
-    ensure!(disk.sysfs("badblocks")?.is_empty(), "the list is '{}'", disk.sysfs("badblocks")?);
+    ensure!(
+        disk.sysfs("badblocks")?.is_empty(),
+        "the list is '{}'",
+        disk.sysfs("badblocks")?
+    );
     Ok(())
 }
 
