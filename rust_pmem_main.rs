@@ -44,6 +44,8 @@ struct RustPmem {
 
 impl kernel::Module for RustPmem {
     fn init(_module: &'static ThisModule) -> Result<Self> {
+        // Whether there is anything to do at all, before the expensive part.
+        let regions = pmem::Regions::reserve()?;
         let isa = arch::init().inspect_err(|_| {
             pr_err!("this processor cannot write cache lines back in a way that is known\n");
         })?;
@@ -59,7 +61,7 @@ impl kernel::Module for RustPmem {
             None
         };
         // Last: once a disk is there it may be in use, and the load must not fail any more.
-        let devices = pmem::Devices::new(&debugfs)?;
+        let devices = pmem::Devices::new(regions, &debugfs)?;
         Ok(Self {
             _devices: devices,
             _fs_dax: fs_dax,

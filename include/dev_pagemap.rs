@@ -214,21 +214,6 @@ impl<T: Operations> Pagemap<T> {
         // SAFETY: By the function's requirement.
         unsafe { container_of!(raw, Self, map.raw) }
     }
-
-    /// The `Pagemap<T>` that a page belongs to, if it belongs to one of `T`'s.
-    ///
-    /// # Safety
-    ///
-    /// `pgmap` must be the valid pagemap of a page, and stay so for `'a` (a reference to the page
-    /// or to the pagemap, or an open file system on it, sees to that).
-    #[inline]
-    pub(crate) unsafe fn from_raw<'a>(pgmap: *const bindings::dev_pagemap) -> Option<&'a Self> {
-        // SAFETY: By the function's requirements, and the type's invariant for `T`'s table.
-        unsafe {
-            let ops = (&raw const (*pgmap).ops).read_volatile();
-            core::ptr::eq(ops, (&raw const T::table().raw).cast()).then(|| &*Self::container(pgmap))
-        }
-    }
 }
 
 impl<T> Pagemap<T> {

@@ -25,7 +25,7 @@ use kernel::{
 /// A pmem device: a [`Pagemap`] (the range, its pages, access to them) with a [`State`].
 ///
 /// It lives from before its disk appears until after it is gone, and is found from a superblock
-/// ([`Device::from_superblock`]) and from a page ([`Pagemap::from_raw`]).
+/// ([`Device::from_superblock`]).
 pub(crate) type Device = Pagemap<State>;
 
 /// What the driver keeps per device, besides its memory.

@@ -14,9 +14,7 @@ use kernel::{
 
 /// Finds and reserves ranges: the one that `phys_addr=` and `size=` name, or all that the
 /// firmware's memory map has as legacy persistent memory (`memmap=nn!ss`).
-///
-/// Every range that cannot be used is reported with the reason, and why there is none at all:
-/// `EINVAL` for bad parameters, `EBUSY` if all are in use, `ENODEV` if there are none.
+/// Every range that cannot be used is reported with the reason, and why there is none at all.
 pub(super) fn reserve() -> Result<KVec<MemRegion>> {
     let explicit = range::explicit(
         module_param::phys_addr().map(CStr::to_bytes),

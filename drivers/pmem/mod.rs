@@ -64,11 +64,21 @@ struct Disk {
     _device: Arc<Device>,
 }
 
+/// Memory that is reserved for devices, and not touched yet.
+pub(crate) struct Regions(KVec<MemRegion>);
+
+impl Regions {
+    /// Finds memory and reserves it. Every reason not to is reported: `EINVAL` for bad parameters,
+    /// `EBUSY` if all memory there is is in use, `ENODEV` if there is none.
+    pub(crate) fn reserve() -> Result<Self> {
+        discover::reserve().map(Self)
+    }
+}
+
 impl Devices {
-    /// Finds memory and makes a disk of each range. A range that cannot be made into one is
-    /// reported and left out; only if none can is that an error.
-    pub(crate) fn new(debugfs: &debugfs::Dir) -> Result<Self> {
-        let regions = discover::reserve()?;
+    /// Makes a disk of each region. One that cannot be made into a disk is reported and left out;
+    /// only if none can is that an error.
+    pub(crate) fn new(Regions(regions): Regions, debugfs: &debugfs::Dir) -> Result<Self> {
         let mut disks = KVec::with_capacity(regions.len(), GFP_KERNEL)?;
         let mut error = Ok(());
         for (index, region) in regions.into_iter().enumerate() {
@@ -123,7 +133,7 @@ impl Disk {
         let dax = dax_device::Registration::new(&disk, device.clone())?;
         device.dax.populate(dax.device());
         pr_info!(
-            "rpmem{index}: [mem {:#x}-{:#x}] {} MiB on node {node}; its struct pages take {} KiB of System RAM\n",
+            "rpmem{index}: [mem {:#x}-{:#x}] {} MiB, NUMA node {node}; its struct pages take {} KiB of System RAM\n",
             device.phys(),
             device.phys() + (device.len() - 1),
             device.len() >> 20,
