@@ -41,6 +41,10 @@ use super::{
     },
     stats::Stats, //
 };
+use crate::arch::{
+    self,
+    Durable, //
+};
 use crate::include::{
     dax_access::DaxReadLock,
     iomap::{
@@ -147,7 +151,8 @@ fn pte_fault(
             count_major_fault();
             result = result.and(FaultResult::MAJOR);
         }
-        if !result.is_error() {
+        // Nothing done and no error: the fault is to be tried again.
+        if !result.is_error() && result != FaultResult::NONE {
             if let Err(e) = iter.advance(PAGE_SIZE as u64) {
                 iter.fail(e);
             }
@@ -155,6 +160,7 @@ fn pte_fault(
     };
     match err {
         Err(e) if result == FaultResult::NONE => FaultResult::from_error(*e),
+        Ok(()) if result == FaultResult::NONE => FaultResult::NOPAGE,
         _ => result,
     }
 }
@@ -202,7 +208,7 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
             continue;
         }
         result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER);
-        if result != FaultResult::FALLBACK {
+        if result != FaultResult::FALLBACK && result != FaultResult::NONE {
             if let Err(e) = iter.advance(size) {
                 iter.fail(e);
             }
@@ -258,11 +264,16 @@ fn map_extent(
 
     let new = Entry::new(extent.pfn, order, Kind::Real);
     let old = locked.entry();
-    let stale = old.is_real()
-        && old.pfn().wrapping_add(vmf.pgoff() & (old.nr_pages() - 1))
-            != new.pfn().wrapping_add(vmf.pgoff() & (nr - 1));
-    if iomap.is_shared() || old.kind() == Kind::Zero || stale {
+    let offset = |entry: Entry| vmf.pgoff() & (entry.nr_pages() - 1);
+    let stale =
+        old.is_real() && old.pfn().wrapping_add(offset(old)) != new.pfn().wrapping_add(offset(new));
+    if cow || stale || old.kind() == Kind::Zero {
         locked.mapping().unmap_pages(locked.index(), old.nr_pages());
+    }
+    if stale && old.order() != order {
+        // The next try will take the empty PMD entry apart.
+        drop_stale(locked);
+        return FaultResult::NONE;
     }
     if cow {
         if let Err(e) = io::copy_source(&alive, iter.srcmap(), iter.pos(), &extent.mem) {
@@ -270,8 +281,8 @@ fn map_extent(
         }
     }
     // A real PMD entry stays where a page is wanted: all of it will be dirty.
-    if (iomap.is_shared() || !old.is_real() || stale) && old.order() == order {
-        replace(locked, new, iomap.is_shared());
+    if (stale || !old.is_real()) && !replace(locked, new, iomap.is_shared()) {
+        return error(EBUSY);
     }
     drop(alive);
 
@@ -292,14 +303,33 @@ fn map_extent(
     }
 }
 
-/// The locked entry now stands for `new`.
-fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) {
+/// The locked entry now stands for `new`, or for nothing if that cannot be: false.
+fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) -> bool {
     let mapping = locked.mapping();
     let old = locked.entry();
     owner::disassociate(mapping, old);
-    owner::associate(mapping, locked.index(), new, shared);
+    let fits = owner::associate(mapping, locked.index(), new, shared);
+    let new = if fits {
+        new
+    } else {
+        locked.forget_dirty();
+        Entry::empty(new.order())
+    };
     locked.set(new);
     trace::insert(mapping.host(), locked.index(), old.to_xa(), new.to_xa());
+    fits
+}
+
+/// Empties an entry, unmapped already, whose blocks are not the file's any more where the fault is.
+/// What was stored to them is made durable: the rest of them may be the file's.
+fn drop_stale(locked: &mut LockedEntry<'_>) {
+    let mapping = locked.mapping();
+    if let Some(pages) = owner::pages(mapping, locked.entry()) {
+        let _: Durable = arch::write_back(&pages.mem()).fence();
+    }
+    owner::disassociate(mapping, locked.entry());
+    locked.set(Entry::empty(locked.entry().order()));
+    locked.forget_dirty();
 }
 
 /// C's `dax_load_hole()` and `dax_pmd_load_hole()`: maps zeroes read-only. A write will fault again
@@ -307,7 +337,7 @@ fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) {
 fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> FaultResult {
     if order == 0 {
         if locked.entry().kind() == Kind::Empty {
-            replace(locked, Entry::new(vmf.zero_pfn(), 0, Kind::Zero), false);
+            let _ = replace(locked, Entry::new(vmf.zero_pfn(), 0, Kind::Zero), false);
         }
         return vmf.insert_zero_page();
     }
@@ -315,7 +345,7 @@ fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> 
         return FaultResult::FALLBACK;
     };
     if locked.entry().kind() == Kind::Empty {
-        replace(locked, Entry::new(zero.pfn(), order, Kind::Zero), false);
+        let _ = replace(locked, Entry::new(zero.pfn(), order, Kind::Zero), false);
     }
     vmf.insert_zero_pmd(zero)
 }

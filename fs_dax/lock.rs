@@ -285,6 +285,12 @@ impl<'m> LockedEntry<'m> {
         self.entry = entry;
     }
 
+    /// There is nothing to write back: the dirty mark goes away at unlock.
+    #[inline]
+    pub(super) fn forget_dirty(&mut self) {
+        self.undo_dirty = true;
+    }
+
     /// Stores will be allowed: the dirty mark stays.
     #[inline]
     pub(super) fn keep_dirty(&mut self) {

@@ -28,9 +28,13 @@ pub(super) fn pages(mapping: &AddressSpace, entry: Entry) -> Option<Pages<'_>> {
 
 /// C's `dax_associate_entry()`: the pages of `entry`, which is or will be at `index`, belong to
 /// `mapping`; with `shared` maybe to other files too. The caller has the entry locked. May sleep.
-pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shared: bool) {
+///
+/// False if `entry` is for a PMD of whose pages some belong to another file one by one: they cannot
+/// be one folio then. C does not look, and warns or fails later.
+#[must_use]
+pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shared: bool) -> bool {
     let Some(pages) = pages(mapping, entry) else {
-        return;
+        return true;
     };
     let folio = pages.folio();
     // Other files can take the folio up at the same time only if it is shared. They are kept out,
@@ -39,14 +43,27 @@ pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shar
     if shared {
         let mut owner = folio.lock_share();
         if !owner.is_free() {
-            owner.share();
-            return;
+            // A page may be part of a folio of another file's PMD, not the other way round.
+            let fits = folio.order() >= entry.order();
+            if fits {
+                owner.share();
+            }
+            return fits;
+        }
+        drop(owner);
+        let is_free = |i| {
+            Pages::new(mapping, entry.pfn() + i, 1)
+                .is_some_and(|page| page.folio().lock_share().is_free())
+        };
+        if !(1..entry.nr_pages()).all(is_free) {
+            return false;
         }
     }
     if entry.is_pmd() {
         folio.make_compound(entry.order());
     }
     folio.lock_share().set_owner(mapping, index);
+    true
 }
 
 /// C's `dax_disassociate_entry()`: the pages of `entry` do not belong to `mapping` any more. The

@@ -9,6 +9,7 @@
 //! Plain code without kernel imports: `tests/host` runs it with property tests.
 
 use super::entry::PG_PMD_NR;
+use crate::include::stack_vec::StackVec;
 
 /// Runs in a batch at most; the batch lives on the stack.
 pub(crate) const MAX_RUNS: usize = 32;
@@ -44,22 +45,17 @@ impl Run {
 
 /// Dirty entries that are written back together.
 pub(crate) struct Batch {
-    runs: [Run; MAX_RUNS],
-    len: usize,
+    runs: StackVec<Run, MAX_RUNS>,
     pages: usize,
     pmd: bool,
 }
 
 impl Batch {
     /// An empty batch.
+    #[inline]
     pub(crate) const fn new() -> Self {
         Self {
-            runs: [Run {
-                index: 0,
-                pfn: 0,
-                nr: 0,
-            }; MAX_RUNS],
-            len: 0,
+            runs: StackVec::new(),
             pages: 0,
             pmd: false,
         }
@@ -72,19 +68,16 @@ impl Batch {
         if self.pages + nr > MAX_PAGES || self.pmd {
             return false;
         }
-        if self.len > 0 {
-            let last = &mut self.runs[self.len - 1];
-            if last.end() == index && last.pfn + last.nr == pfn && nr == 1 {
+        match self.runs.last_mut() {
+            Some(last) if last.end() == index && last.pfn + last.nr == pfn && nr == 1 => {
                 last.nr += 1;
-                self.pages += 1;
-                return true;
+            }
+            _ => {
+                if !self.runs.push(Run { index, pfn, nr }) {
+                    return false;
+                }
             }
         }
-        if self.len == MAX_RUNS {
-            return false;
-        }
-        self.runs[self.len] = Run { index, pfn, nr };
-        self.len += 1;
         self.pages += nr;
         self.pmd = nr > 1;
         true
@@ -99,7 +92,7 @@ impl Batch {
     /// Whether nothing was pushed.
     #[inline]
     pub(crate) const fn is_empty(&self) -> bool {
-        self.len == 0
+        self.pages == 0
     }
 
     /// Whether it is one PMD entry.
@@ -117,7 +110,7 @@ impl Batch {
     /// The runs, ascending.
     #[inline]
     pub(crate) fn runs(&self) -> &[Run] {
-        &self.runs[..self.len]
+        self.runs.as_slice()
     }
 
     /// What to write-protect: runs of one extent with small gaps between them become one span, as

@@ -31,6 +31,7 @@ use kernel::{
         c_ulong, //
     },
     prelude::*,
+    sync::rcu,
     types::Opaque, //
 };
 
@@ -186,13 +187,11 @@ static NR_REDIRECTS: AtomicUsize = AtomicUsize::new(0);
 ///
 /// # Safety
 ///
-/// `arg` must be what `subject` says, valid for the call.
+/// `arg` must be what `subject` says, valid for the call, and the caller in RCU if it is a folio.
 #[inline(always)]
 unsafe fn superblock(subject: Subject, arg: usize) -> Option<*mut bindings::super_block> {
-    // SAFETY: The objects hold each other: request, file, mapping, inode, superblock. A folio's
-    // mapping is that of an inode in use as long as the caller may ask for it (dax_lock_folio() is
-    // called with a pin on the pagemap, and inodes are freed after a grace period of RCU, during
-    // which ftrace keeps us from being preempted for good).
+    // SAFETY: The objects hold each other: request, file, mapping, inode, superblock. A folio does
+    // not hold its mapping, but inodes are freed after a grace period, and the caller is in RCU.
     unsafe {
         let mapping: *mut bindings::address_space = match subject {
             Subject::Inode => return Some((*(arg as *mut bindings::inode)).i_sb),
@@ -232,6 +231,7 @@ unsafe extern "C" fn handler<D: gendisk::Operations>(
     let Some(redirect) = lookup(ip) else {
         return;
     };
+    let _rcu = (redirect.subject == Subject::Folio).then(rcu::read_lock);
     // SAFETY: The first argument of these functions is what the table says; the superblock is in
     // use, so its block device is null or open.
     unsafe {

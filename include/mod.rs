@@ -23,6 +23,7 @@ pub(crate) mod module_param;
 pub(crate) mod pmem;
 pub(crate) mod reboot;
 pub(crate) mod resource;
+pub(crate) mod stack_vec;
 pub(crate) mod super_block;
 pub(crate) mod task;
 pub(crate) mod trace;

@@ -4,6 +4,12 @@
 
 #![allow(dead_code)]
 
+/// Where the module's files look for it.
+#[path = "../../../include"]
+mod include {
+    pub(crate) mod stack_vec;
+}
+
 #[path = "../../../fs_dax/entry.rs"]
 mod entry;
 #[path = "../../../fs_dax/range.rs"]
