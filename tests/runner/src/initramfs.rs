@@ -117,9 +117,7 @@ impl Tree {
                 Node::Link(target) => (0o120777, target.as_bytes()),
                 Node::File { mode, content } => {
                     data = match content {
-                        Content::Path(p) => {
-                            fs::read(p).with_context(|| p.display().to_string())?
-                        }
+                        Content::Path(p) => fs::read(p).with_context(|| p.display().to_string())?,
                         Content::Bytes(b) => b.clone(),
                     };
                     (0o100000 | mode, &data[..])
@@ -185,7 +183,16 @@ pub(crate) fn libraries(programs: &[PathBuf]) -> Result<BTreeSet<PathBuf>> {
 fn programs_tree() -> Result<Tree> {
     let mut tree = Tree::default();
     for dir in [
-        "dev", "etc", "mnt", "proc", "root", "run", "sys", "tmp", "var/tmp", "usr/lib64",
+        "dev",
+        "etc",
+        "mnt",
+        "proc",
+        "root",
+        "run",
+        "sys",
+        "tmp",
+        "var/tmp",
+        "usr/lib64",
     ] {
         tree.dir(dir);
     }
@@ -210,8 +217,14 @@ fn programs_tree() -> Result<Tree> {
         mode: 0o644,
         content: Content::Bytes(t.into()),
     };
-    tree.put("etc/passwd", text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n"));
-    tree.put("etc/group", text("root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n"));
+    tree.put(
+        "etc/passwd",
+        text("root:x:0:0:root:/root:/bin/bash\nnobody:x:65534:65534:nobody:/:/bin/false\n"),
+    );
+    tree.put(
+        "etc/group",
+        text("root:x:0:\ndisk:x:6:\nnogroup:x:65534:\n"),
+    );
     tree.put("etc/mtab", Node::Link("/proc/self/mounts".into()));
     Ok(tree)
 }
@@ -286,7 +299,10 @@ fn modules_tree(kernel: &Kernel) -> Result<Tree> {
             let content = Content::Bytes(fs::read(&path)?);
             tree.put(
                 &format!("usr/lib/modules/{}/{rel}", kernel.name),
-                Node::File { mode: 0o644, content },
+                Node::File {
+                    mode: 0o644,
+                    content,
+                },
             );
         }
     }
@@ -306,7 +322,12 @@ pub(crate) fn key(parts: &[&[u8]]) -> String {
 }
 
 /// The archive `NAME-KEY.cpio` of the cache, made if it is not there.
-pub(crate) fn cached(cache: &Path, name: &str, key: &str, make: impl FnOnce() -> Result<Tree>) -> Result<PathBuf> {
+pub(crate) fn cached(
+    cache: &Path,
+    name: &str,
+    key: &str,
+    make: impl FnOnce() -> Result<Tree>,
+) -> Result<PathBuf> {
     let dir = cache.join("guest");
     let path = dir.join(format!("{name}-{key}.cpio"));
     if !path.exists() {

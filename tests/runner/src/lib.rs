@@ -117,7 +117,10 @@ impl Environment {
     /// The guest program is expected beside the running one; the cache is /cache or
     /// `RPMEM_CACHE_DIR`.
     pub fn new(results: impl Into<PathBuf>, kernels: Vec<Kernel>) -> Result<Self> {
-        ensure!(!kernels.is_empty(), "no kernel given (--kernel VERSION=DIR)");
+        ensure!(
+            !kernels.is_empty(),
+            "no kernel given (--kernel VERSION=DIR)"
+        );
         let exe = std::env::current_exe()?;
         let guest = exe
             .ancestors()
@@ -154,7 +157,13 @@ impl Environment {
     pub fn log(&self, name: &str) -> PathBuf {
         let name: String = name
             .chars()
-            .map(|c| if c.is_alphanumeric() || "._+-".contains(c) { c } else { '-' })
+            .map(|c| {
+                if c.is_alphanumeric() || "._+-".contains(c) {
+                    c
+                } else {
+                    '-'
+                }
+            })
             .collect();
         self.results.join("logs").join(name + ".log")
     }

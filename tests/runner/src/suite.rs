@@ -245,6 +245,7 @@ pub fn run_host(report: &Report, filter: &str) -> Result<()> {
     let out = Command::new("cargo")
         .args([
             "test",
+            "--release",
             "--workspace",
             "--no-fail-fast",
             "--color=never",

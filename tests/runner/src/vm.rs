@@ -79,7 +79,10 @@ impl<'a> Boot<'a> {
     }
 
     fn kernel_parameters(&self) -> String {
-        let mut all: Vec<String> = proto::BASE_PARAMETERS.iter().map(|p| p.to_string()).collect();
+        let mut all: Vec<String> = proto::BASE_PARAMETERS
+            .iter()
+            .map(|p| p.to_string())
+            .collect();
         all.extend(self.machine.ranges.iter().map(|r| r.parameter()));
         if self.verbose {
             all.push("loglevel=8".into());
@@ -305,7 +308,9 @@ impl Vm {
             match vm.next_event(BOOT_LIMIT) {
                 Ok(Event::Ready { .. }) => {}
                 Ok(other) => {
-                    return Err(vm.death(format!("instead of being ready it said {other:?}")).into())
+                    return Err(vm
+                        .death(format!("instead of being ready it said {other:?}"))
+                        .into())
                 }
                 Err(death) => return Err(death.into()),
             }
@@ -484,11 +489,16 @@ pub fn run_plan(boot: Boot<'_>, limit: Duration) -> Result<Vec<Event>> {
     let end = Instant::now() + limit;
     let mut events = Vec::new();
     loop {
-        match vm.events.recv_timeout(end.saturating_duration_since(Instant::now())) {
+        match vm
+            .events
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
+        {
             Ok(event) => events.push(event),
             Err(RecvTimeoutError::Disconnected) => break,
             Err(RecvTimeoutError::Timeout) => {
-                return Err(vm.death(format!("no end within {} s", limit.as_secs())).into())
+                return Err(vm
+                    .death(format!("no end within {} s", limit.as_secs()))
+                    .into())
             }
         }
     }
