@@ -257,10 +257,6 @@ fn map_extent(
     // MAP_SYNC: metadata must be on the medium before a store is allowed.
     let sync = write && vmf.is_sync() && iomap.is_dirty();
     let cow = write && iomap.is_shared();
-    if (write && !sync) || cow {
-        locked.mapping().host().mark_dirty_pages();
-        locked.keep_dirty();
-    }
 
     let new = Entry::new(extent.pfn, order, Kind::Real);
     let old = locked.entry();
@@ -285,6 +281,10 @@ fn map_extent(
         return error(EBUSY);
     }
     drop(alive);
+    if (write && !sync) || cow {
+        locked.mapping().host().mark_dirty_pages();
+        locked.keep_dirty();
+    }
 
     if sync {
         return match pfn {
