@@ -62,6 +62,9 @@ enum Cmd {
         /// Without the host tests
         #[arg(long)]
         no_host: bool,
+        /// Each test so many times, to find one that fails now and then
+        #[arg(long, default_value_t = 1)]
+        repeat: usize,
     },
     /// The long forms of the tests, on every kernel given
     Stress { name: Option<String> },
@@ -135,12 +138,18 @@ fn start(cli: Cli) -> Result<bool> {
     }
     match cli.command {
         Cmd::Run => main_job::run(&env, g.on, g.verbose),
-        Cmd::Test { name, all, no_host } => {
+        Cmd::Test {
+            name,
+            all,
+            no_host,
+            repeat,
+        } => {
             let name = name.unwrap_or_default();
             let chosen = select(&env, &name, g.on, |kernel, test| {
                 !test.has(Tag::StressOnly) && (kernel == 0 || all || test.has(Tag::Smoke))
             })?;
             let host = !no_host && (name.is_empty() || chosen.is_empty());
+            let chosen = vec![chosen; repeat].concat();
             test(&env, chosen, options, host.then_some(&name))
         }
         Cmd::Stress { name } => {
