@@ -33,4 +33,14 @@ t0=$SECONDS
 $env run cargo build --release --locked --workspace ${CI:+--quiet}
 say "runner and guest programs: $((SECONDS - t0)) s"
 
+# A program that suites run in the guest; kept in the cache (FSX in tests/runner/src/vm.rs).
+case $1 in
+test|stress)
+	$env run bash -c '[ -x /cache/tools/fsx-0.3.2/bin/fsx ] || {
+		echo "[build] installing fsx 0.3.2" >&2
+		cargo install --quiet --locked --root /cache/tools/fsx-0.3.2 fsx@0.3.2
+	}'
+	;;
+esac
+
 exec $env run build/target/release/runner "${args[@]}" "$@"

@@ -23,6 +23,8 @@ use crate::{initramfs, Accel, Environment, GuestFile, Kernel};
 
 /// Time a guest may take until it is ready. Emulated, on a busy machine.
 const BOOT_LIMIT: Duration = Duration::from_secs(120);
+/// The fsx of crates.io below the cache, a program that suites run.
+const FSX: &str = "tools/fsx-0.3.2/bin/fsx";
 
 /// What to boot.
 pub struct Boot<'a> {
@@ -169,6 +171,11 @@ impl<'a> Boot<'a> {
         if !self.plan.is_empty() {
             let plan = serde_json::to_vec(&self.plan).expect("requests are plain data");
             files.push(GuestFile::text("/plan.json", plan));
+        }
+        // scripts/runner.sh installs it for `test` and `stress`.
+        let fsx = self.env.cache.join(FSX);
+        if fsx.exists() {
+            files.push(GuestFile::program("/usr/bin/fsx", fsx));
         }
         files.extend(self.files.iter().cloned());
         files

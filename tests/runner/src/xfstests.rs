@@ -167,6 +167,9 @@ fn layer(env: &Environment, dir: &Path) -> Result<PathBuf> {
         ("/etc/shadow", &shadow),
         ("/etc/hosts", "127.0.0.1 localhost guest\n"),
         ("/etc/pam.d/su", su),
+        ("/etc/pam.d/su-l", su),
+        // Debian's includes files that its maintainer scripts would make.
+        ("/etc/pam.d/other", su),
     ];
     runner::packages::layer(
         &env.cache,
@@ -311,6 +314,10 @@ impl Run<'_> {
         boot.layers = vec![self.layer.clone()];
         let config = section_text(&self.config, section);
         boot.files = vec![GuestFile::text("/xfstests.config", config)];
+        // Tests look there for what the kernel can do.
+        if let Ok(config) = fs::read(kernel.dir.join("tree/.config")) {
+            boot.files.push(GuestFile::text(&format!("/boot/config-{}", kernel.name), config));
+        }
         results.now(format!("{section}: booting"));
         let mut vm = Vm::boot(boot)?;
         let mut args = vec![section.to_string(), self.args.test_limit.to_string()];
