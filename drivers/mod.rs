@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! The drivers of this module. There is no `unsafe` here.
+//! The drivers of this module: safe code only, on the abstractions of `include/`.
 
 pub(crate) mod pmem;

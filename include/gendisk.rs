@@ -192,18 +192,25 @@ impl<T: Operations> GenDisk<T> {
     }
 
     /// Adds the disk: scans partitions and tells user space. I/O may arrive before this returns.
+    /// `EBUSY` if it has been added before.
     pub(crate) fn add(&mut self) -> Result {
-        // SAFETY: The disk is valid, fully set up and has not been added (C warns about that).
+        if self.added {
+            return Err(EBUSY);
+        }
+        // SAFETY: The disk is valid, fully set up and has not been added.
         to_result(unsafe { bindings::rpmem_add_disk(self.raw.as_ptr()) })?;
         // INVARIANT: It is added now.
         self.added = true;
         Ok(())
     }
 
-    /// A handle that wakes those who poll one of the disk's sysfs attributes. The disk must have
-    /// been added.
+    /// A handle that wakes those who poll one of the disk's sysfs attributes; `None` before the
+    /// disk is added.
     pub(crate) fn attribute(&self, name: &CStr) -> Option<Attribute> {
-        // SAFETY: The disk is valid, `name` a C string.
+        if !self.added {
+            return None;
+        }
+        // SAFETY: The disk is valid and in sysfs, `name` a C string.
         let node = unsafe { bindings::rpmem_disk_attribute(self.raw.as_ptr(), name.as_char_ptr()) };
         // INVARIANT: The reference that the call took is the handle's.
         NonNull::new(node).map(Attribute)
