@@ -18,6 +18,7 @@
 //! - The dirty mark is set when the entry is locked: one cycle of `xa_lock` less.
 
 use super::{
+    ahead,
     entry::{
         Entry,
         Kind,
@@ -158,6 +159,9 @@ fn pte_fault(
             }
         }
     };
+    if result == FaultResult::NOPAGE && locked.entry().is_real() && !locked.entry().is_pmd() {
+        ahead::map_ahead(vmf, write, locked.before(), ops);
+    }
     match err {
         Err(e) if result == FaultResult::NONE => FaultResult::from_error(*e),
         Ok(()) if result == FaultResult::NONE => FaultResult::NOPAGE,

@@ -183,6 +183,8 @@ pub(super) struct LockedEntry<'m> {
     entry: Entry,
     /// It was marked dirty when it was locked for a write, and no store was allowed yet.
     undo_dirty: bool,
+    /// Entries right before it when it was locked; for a write only dirty ones count.
+    before: usize,
 }
 
 impl<'m> LockedEntry<'m> {
@@ -235,6 +237,7 @@ impl<'m> LockedEntry<'m> {
                 mapping.add_pages(&xa, 1 << order);
             }
             let mut undo_dirty = false;
+            let before = xa.before(write.then_some(Mark::Dirty));
             if write {
                 undo_dirty = !xa.is_marked(Mark::Dirty);
                 xa.set_mark(Mark::Dirty);
@@ -246,6 +249,7 @@ impl<'m> LockedEntry<'m> {
                 index: entry.first_index(index),
                 entry,
                 undo_dirty,
+                before,
             });
         }
     }
@@ -257,6 +261,7 @@ impl<'m> LockedEntry<'m> {
             index: entry.first_index(index),
             entry: entry.unlocked(),
             undo_dirty: false,
+            before: 0,
         }
     }
 
@@ -270,6 +275,13 @@ impl<'m> LockedEntry<'m> {
     #[inline]
     pub(super) fn index(&self) -> usize {
         self.index
+    }
+
+    /// How many entries (dirty ones for a write) there are right before it, or less: for
+    /// [`super::ahead`].
+    #[inline]
+    pub(super) fn before(&self) -> usize {
+        self.before
     }
 
     /// The mapping.

@@ -9,7 +9,7 @@
 //! - `entry`, `run`, `range`: encoding, batches and arithmetic, also tested on the host
 //! - `lock`: locked entries
 //! - `owner`: from folios back to files
-//! - `fault`: page faults
+//! - `fault`, `ahead`: page faults, and mapping more than was asked for
 //! - `writeback`: fsync, msync, sync
 //! - `unmap`: flush on unmap, pages written by devices
 //! - `layout`: truncation, hole punching, invalidation
@@ -17,6 +17,7 @@
 //! - `memory_failure`: bad memory
 //! - `stats`: counters
 
+mod ahead;
 mod entry;
 mod fault;
 mod io;

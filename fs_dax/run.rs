@@ -52,8 +52,8 @@ pub(crate) struct Batch {
 
 impl Batch {
     /// An empty batch.
-    #[inline]
-    pub(crate) const fn new() -> Self {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
         Self {
             runs: StackVec::new(),
             pages: 0,

@@ -90,6 +90,8 @@ counters! {
     pmd_read_faults,
     /// Faults that mapped a PMD, write.
     pmd_write_faults,
+    /// Pages that faults have mapped ahead.
+    pages_ahead,
     /// PMD faults that were left to pages.
     pmd_fallbacks,
     /// Faults that ended in an error.

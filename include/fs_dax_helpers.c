@@ -14,6 +14,7 @@
 #include <linux/pagemap.h>
 #include <linux/sched/signal.h>
 #include <linux/uio.h>
+#include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
 #include <linux/wait.h>
 #include <linux/wait_bit.h>
@@ -224,6 +225,11 @@ unsigned long rpmem_share_lock(struct folio *folio)
 void rpmem_share_unlock(struct folio *folio, unsigned long flags)
 {
 	spin_unlock_irqrestore(rpmem_share_lock_of(folio), flags);
+}
+
+bool rpmem_userfaultfd_armed(struct vm_area_struct *vma)
+{
+	return userfaultfd_armed(vma);
 }
 
 bool rpmem_vmf_pmd_none(const struct vm_fault *vmf)

@@ -41,6 +41,14 @@ bool rpmem_param_flush_on_unmap = true;
 module_param_named(flush_on_unmap, rpmem_param_flush_on_unmap, bool, 0644);
 MODULE_PARM_DESC(flush_on_unmap, "write dirty cache lines back when a DAX mapping is unmapped (default: Y; may be changed at run time)");
 
+unsigned int rpmem_param_fault_around = 16;
+module_param_named(fault_around, rpmem_param_fault_around, uint, 0644);
+MODULE_PARM_DESC(fault_around, "pages that a DAX read fault maps ahead at most, if faults come in sequence (default: 16; 0: none; up to 64; may be changed at run time)");
+
+unsigned int rpmem_param_fault_around_write;
+module_param_named(fault_around_write, rpmem_param_fault_around_write, uint, 0644);
+MODULE_PARM_DESC(fault_around_write, "pages that a DAX write fault maps ahead at most, if faults come in sequence; stores to them do not change the file's times (default: 0, none; up to 64; may be changed at run time)");
+
 /*
  * The dax/write_cache attribute of a disk, as nd_pmem has it: whether flushes of
  * DAX mappings write CPU cache lines back. N is for platforms whose caches are

@@ -18,6 +18,8 @@ extern char *rpmem_param_phys_addr;
 extern char *rpmem_param_size;
 extern bool rpmem_param_fs_dax;
 extern bool rpmem_param_flush_on_unmap;
+extern unsigned int rpmem_param_fault_around;
+extern unsigned int rpmem_param_fault_around_write;
 
 /* linux/blkdev.h */
 struct gendisk *rpmem_alloc_disk(struct queue_limits *lim, int nid);

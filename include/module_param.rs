@@ -46,3 +46,17 @@ pub(crate) fn flush_on_unmap() -> bool {
     // volatile load is C's READ_ONCE().
     unsafe { (&raw const bindings::rpmem_param_flush_on_unmap).read_volatile() }
 }
+
+/// `fault_around=`: pages that a read fault maps ahead at most. May change at any time.
+#[inline]
+pub(crate) fn fault_around() -> usize {
+    // SAFETY: An `unsigned int` that lives as long as the module; as C's READ_ONCE().
+    unsafe { (&raw const bindings::rpmem_param_fault_around).read_volatile() as usize }
+}
+
+/// `fault_around_write=`: pages that a write fault maps ahead at most. May change at any time.
+#[inline]
+pub(crate) fn fault_around_write() -> usize {
+    // SAFETY: An `unsigned int` that lives as long as the module; as C's READ_ONCE().
+    unsafe { (&raw const bindings::rpmem_param_fault_around_write).read_volatile() as usize }
+}

@@ -10,31 +10,37 @@ use core::mem::MaybeUninit;
 ///
 /// # Invariants
 ///
-/// The first `len` elements of `values` are initialised.
+/// The first `len` elements of `values` are initialised; `len` is at most `N`.
 pub(crate) struct StackVec<T: Copy, const N: usize> {
     len: usize,
-    values: [MaybeUninit<T>; N],
+    // Not an array of `MaybeUninit`: making that one copies a constant.
+    values: MaybeUninit<[T; N]>,
 }
 
 impl<T: Copy, const N: usize> StackVec<T, N> {
     /// An empty list. The memory for the values is not touched.
-    #[inline]
-    pub(crate) const fn new() -> Self {
+    #[inline(always)]
+    pub(crate) fn new() -> Self {
         // INVARIANT: No element has to be initialised.
         Self {
             len: 0,
-            values: [const { MaybeUninit::uninit() }; N],
+            values: MaybeUninit::uninit(),
         }
+    }
+
+    fn slot(&mut self, index: usize) -> *mut T {
+        self.values.as_mut_ptr().cast::<T>().wrapping_add(index)
     }
 
     /// Appends a value, or returns false if there is no room.
     #[inline]
     pub(crate) fn push(&mut self, value: T) -> bool {
-        let Some(slot) = self.values.get_mut(self.len) else {
+        if self.len == N {
             return false;
-        };
-        slot.write(value);
-        // INVARIANT: Just initialised.
+        }
+        // SAFETY: Within the array.
+        unsafe { self.slot(self.len).write(value) };
+        // INVARIANT: Just initialised; there was room.
         self.len += 1;
         true
     }
@@ -50,7 +56,7 @@ impl<T: Copy, const N: usize> StackVec<T, N> {
     #[inline]
     pub(crate) fn last_mut(&mut self) -> Option<&mut T> {
         let last = self.len.checked_sub(1)?;
-        // SAFETY: By the type's invariant.
-        Some(unsafe { self.values[last].assume_init_mut() })
+        // SAFETY: By the type's invariant it is initialised; borrowed with `self`.
+        Some(unsafe { &mut *self.slot(last) })
     }
 }

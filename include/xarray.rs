@@ -286,6 +286,35 @@ impl XaLocked<'_, '_> {
         }
     }
 
+    /// How many value entries, with the mark if there is one, are right before the cursor, within its
+    /// leaf node.
+    #[inline]
+    pub(crate) fn before(&self, mark: Option<Mark>) -> usize {
+        let Some(node) = self.node() else {
+            return 0;
+        };
+        let offset = self.xas.raw.xa_offset as usize & CHUNK_MASK;
+        // SAFETY: The node is valid under the lock; all variants of the union are the same.
+        unsafe {
+            if (*node).shift != 0 || offset == 0 {
+                return 0;
+            }
+            match mark {
+                Some(mark) => {
+                    let marks = (*node).__bindgen_anon_2.marks[mark as usize][0];
+                    (marks << (64 - offset)).leading_ones() as usize
+                }
+                None => {
+                    let slots = &raw const (*node).slots;
+                    (0..offset)
+                        .rev()
+                        .take_while(|&i| (*slots)[i] as usize & 1 == 1)
+                        .count()
+                }
+            }
+        }
+    }
+
     /// Marks the entry at the cursor.
     #[inline]
     pub(crate) fn set_mark(&mut self, mark: Mark) {

@@ -1,0 +1,184 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Mapping ahead: a fault maps the pages behind its own too, if they are there already.
+//!
+//! A fault costs several times what mapping one page more costs. C maps one page per fault.
+//!
+//! It is done when faults come in sequence: as many pages are mapped ahead as have entries (for a
+//! write: dirty ones) right before the fault, up to a parameter. So the window doubles with each
+//! fault, and a fault at a random place maps one page.
+//!
+//! Reads (`fault_around`, pages, 16): the pages are mapped read-only. Nobody can tell, except by the
+//! clock.
+//!
+//! Writes (`fault_around_write`, pages, 0 = off): they are mapped writable and marked dirty. If they
+//! are not stored to they are written back in vain: at most the parameter's value for each fault
+//! that follows a dirty page. Off by default, as a store to such a page does not change the file's
+//! times: it does not fault. (Nor does a second store to any page before it is cleaned; but the
+//! first one does.)
+//!
+//! Blocks are never allocated for it, and nothing is waited for: not for file systems
+//! ([`flags::ZERO`] with [`flags::NOWAIT`] asks for extents that exist), not for entries. Never
+//! beyond the extent, the end of the file, the VMA or the PMD.
+
+use super::{
+    entry::{
+        Entry,
+        Kind,
+        PAGE_SHIFT,
+        PG_PMD_NR, //
+    },
+    io,
+    lock::{
+        self,
+        Wake, //
+    },
+    owner,
+    range::pages_of_size,
+    stats::Stats, //
+};
+use crate::include::{
+    dax_access::DaxReadLock,
+    folio::Pages,
+    inode::AddressSpace,
+    iomap::{
+        flags,
+        IomapIter,
+        IomapOps,
+        Type, //
+    },
+    module_param,
+    vm_fault::VmFault,
+    xarray::{
+        Mark,
+        XaLocked,
+        XaState, //
+    }, //
+};
+
+/// Pages mapped ahead at most: a leaf node of the array.
+const MAX: usize = 64;
+
+/// Maps pages behind the one that `vmf`, a PTE fault, has just mapped. `before` is how many entries
+/// (dirty ones for a write) there are right before it. The fault's own entry may be locked.
+pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: &IomapOps) {
+    let limit = if write {
+        module_param::fault_around_write()
+    } else {
+        module_param::fault_around()
+    };
+    let nr = before.min(limit).min(room(vmf)).min(MAX);
+    if nr == 0 || vmf.is_sync() || vmf.is_userfaultfd() {
+        return;
+    }
+    let mapping = vmf.mapping();
+    let first = vmf.pgoff() + 1;
+    let pos = (first << PAGE_SHIFT) as i64;
+    let len = (nr << PAGE_SHIFT) as u64;
+    let why = flags::DAX | flags::FAULT | flags::ZERO | flags::NOWAIT;
+    let mut iter = IomapIter::new(mapping.host(), pos, len, why);
+    if let Ok(true) = iter.next(ops) {
+        let iomap = iter.iomap();
+        let nr = (iter.length() as usize) >> PAGE_SHIFT;
+        if iomap.type_() == Type::Mapped && !iomap.is_shared() && !iomap.is_new() && nr > 0 {
+            let alive = DaxReadLock::new();
+            if let Ok(extent) = io::direct_access(&alive, iomap, pos, nr) {
+                if let Some(pages) = extent.pages(mapping) {
+                    let nr = map_pages(vmf, first, &pages, extent.nr, write);
+                    Stats::of(mapping, |s| s.pages_ahead.add(nr as u64));
+                }
+            }
+        }
+        // Nothing done, as far as the file system is concerned.
+        let _ = iter.next(ops);
+    }
+}
+
+/// How many pages there are behind the fault's in the file, the VMA and the PMD.
+fn room(vmf: &VmFault<'_>) -> usize {
+    let file = pages_of_size(vmf.mapping().host().size()).saturating_sub(vmf.pgoff() + 1);
+    let page = vmf.address() >> PAGE_SHIFT;
+    let vma = (vmf.vma_range().1 >> PAGE_SHIFT) - page - 1;
+    let pmd = PG_PMD_NR - 1 - page % PG_PMD_NR;
+    file.min(vma).min(pmd)
+}
+
+/// Maps `nr` pages from index `first` on, as many as can be had without waiting. Returns how many.
+fn map_pages(
+    vmf: &mut VmFault<'_>,
+    first: usize,
+    pages: &Pages<'_>,
+    nr: usize,
+    write: bool,
+) -> usize {
+    let mapping = vmf.mapping();
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    // A bit for each page that had no entry.
+    let mut new = 0u64;
+    let mut locked = 0;
+    {
+        let mut xa = xas.lock();
+        while locked < nr {
+            xa.set(first + locked);
+            match take(&mut xa, mapping, pages.pfn() + locked, write) {
+                Some(is_new) => new |= u64::from(is_new) << locked,
+                None => break,
+            }
+            locked += 1;
+        }
+    }
+    let mut mapped = 0;
+    for i in 0..locked {
+        let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
+        if new & 1 << i != 0 {
+            let _ = owner::associate(mapping, first + i, entry, false);
+        }
+        if let Some(page) = owner::pages(mapping, entry) {
+            let _ref = page.folio().get();
+            if !vmf.insert_page_at(&page, i + 1, write).is_error() {
+                mapped += 1;
+            }
+        }
+    }
+    if write && locked > 0 {
+        mapping.host().mark_dirty_pages();
+    }
+    let mut xa = xas.lock();
+    xa.set(first);
+    for i in 0..locked {
+        let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
+        xa.walk_to(first + i);
+        xa.replace(entry.to_xa());
+        lock::wake(mapping, first + i, entry, Wake::Next);
+    }
+    mapped
+}
+
+/// Locks the entry at the cursor, which must be for the page at `pfn` or not be there; whether it was
+/// not there. `None` if that cannot be without waiting, or there is nothing to be gained.
+fn take(
+    xa: &mut XaLocked<'_, '_>,
+    mapping: &AddressSpace,
+    pfn: usize,
+    write: bool,
+) -> Option<bool> {
+    let wanted = Entry::new(pfn, 0, Kind::Real);
+    let raw = xa.load();
+    if raw == 0 {
+        // Does not wait for memory; if there is none, the next page will have its own fault.
+        xa.store(Entry::empty(0).locked().to_xa());
+        if xa.failed() {
+            return None;
+        }
+        mapping.add_pages(xa, 1);
+    } else {
+        if raw != wanted.to_xa() {
+            return None;
+        }
+        xa.replace(wanted.locked().to_xa());
+    }
+    if write {
+        xa.set_mark(Mark::Dirty);
+    }
+    Some(raw == 0)
+}
