@@ -315,10 +315,8 @@ pub(crate) fn key(parts: &[&[u8]]) -> String {
         hash.update((part.len() as u64).to_le_bytes());
         hash.update(part);
     }
-    hash.finalize()[..6]
-        .iter()
-        .map(|b| format!("{b:02x}"))
-        .collect()
+    let first = hash.finalize()[..8].try_into().expect("eight bytes");
+    format!("{:016x}", u64::from_be_bytes(first))
 }
 
 /// The archive `NAME-KEY.cpio` of the cache, made if it is not there.

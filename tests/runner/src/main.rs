@@ -54,7 +54,7 @@ enum Cmd {
     Run,
     /// The test suites
     Test {
-        /// Only tests whose suite::name contains this
+        /// Only tests whose suite::name contains this, or one of several with commas between
         name: Option<String>,
         /// Every test on every kernel; else only the smoke run on all but the first
         #[arg(long)]
@@ -215,7 +215,9 @@ fn select<'a>(
             });
             // A test asked for by name runs whatever its tags.
             let asked = !name.is_empty() && at == 0;
-            if meant && test.full_name().contains(name) && (asked || wanted(at, test)) {
+            let full_name = test.full_name();
+            let named = name.split(',').any(|part| full_name.contains(part));
+            if meant && named && (asked || wanted(at, test)) {
                 chosen.push((kernel, test.clone()));
             }
         }

@@ -5,7 +5,7 @@
 //! The console (first serial port) goes to a log file and is watched for kernel trouble. The
 //! channel (second serial port) carries [`proto`] messages over a Unix socket.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read, Write};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::os::unix::process::CommandExt;
@@ -511,9 +511,4 @@ pub fn run_plan(boot: Boot<'_>, limit: Duration) -> Result<Vec<Event>> {
     }
     vm.wait(Duration::from_secs(10))?;
     Ok(events)
-}
-
-/// Removes a guest memory file.
-pub fn forget_memory(path: &Path) {
-    let _ = fs::remove_file(path);
 }
