@@ -2,6 +2,7 @@
 
 //! The suites. Each file is one; a test's full name is `suite::name`.
 
+mod apps;
 mod block;
 mod flows;
 mod dax;
@@ -18,6 +19,7 @@ const SUITES: &[(&str, fn(&mut Suite))] = &[
     ("params", params::suite),
     ("load", load::suite),
     ("fio", fio::suite),
+    ("apps", apps::suite),
 ];
 
 /// Every test of every suite, in the order in which they are run.
