@@ -15,6 +15,8 @@ use clap::{Args, Parser, Subcommand};
 use proto::{Machine, On, Request, Tag, TestInfo};
 use runner::report::Report;
 use runner::suite::{self, Options};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 use runner::{Boot, Environment, Kernel, Vm};
 
 #[derive(Parser)]
@@ -102,7 +104,22 @@ fn parse_on(s: &str) -> Result<On, String> {
     }
 }
 
+/// Ctrl-C and the like: guests die with the runner, their memory files are removed here.
+fn clean_up_on_signals() -> Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::spawn(move || {
+        if let Some(signal) = signals.forever().next() {
+            runner::vm::remove_scratch(|pid| pid == std::process::id());
+            std::process::exit(128 + signal);
+        }
+    });
+    Ok(())
+}
+
 fn main() -> ExitCode {
+    if let Err(e) = clean_up_on_signals() {
+        eprintln!("runner: {e:#}");
+    }
     match start(Cli::parse()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,

@@ -450,19 +450,42 @@ impl Drop for Vm {
 }
 
 /// Memory-backed where there is room: initramfs and guest memory are read and written once.
+///
+/// The name has the runner's pid. What a killed runner left is removed by the next one.
 pub fn scratch_dir() -> Result<tempfile::TempDir> {
     let shm = Path::new("/dev/shm");
+    remove_scratch(|pid| !Path::new(&format!("/proc/{pid}")).exists());
     let roomy = nix::sys::statvfs::statvfs(shm)
         .map(|s| s.blocks_available() * s.fragment_size() > 4 * proto::GIB)
         .unwrap_or(false);
+    let prefix = format!("{SCRATCH}{}-", std::process::id());
     let mut builder = tempfile::Builder::new();
-    builder.prefix("rpmem-");
+    builder.prefix(&prefix);
     let dir = if roomy {
         builder.tempdir_in(shm)
     } else {
         builder.tempdir()
     };
     dir.context("cannot make a temporary directory")
+}
+
+/// How names of scratch directories begin; the pid of their runner follows.
+const SCRATCH: &str = "rpmem-";
+
+/// Removes the scratch directories of those runners that `whose` picks by pid.
+pub fn remove_scratch(whose: impl Fn(u32) -> bool) {
+    for parent in [PathBuf::from("/dev/shm"), std::env::temp_dir()] {
+        for entry in std::fs::read_dir(parent).into_iter().flatten().flatten() {
+            let name = entry.file_name().to_string_lossy().into_owned();
+            let pid = name
+                .strip_prefix(SCRATCH)
+                .and_then(|rest| rest.split_once('-'))
+                .and_then(|(pid, _)| pid.parse().ok());
+            if pid.is_some_and(&whose) {
+                let _ = std::fs::remove_dir_all(entry.path());
+            }
+        }
+    }
 }
 
 fn watch_console(
