@@ -316,7 +316,10 @@ impl Run<'_> {
         boot.files = vec![GuestFile::text("/xfstests.config", config)];
         // Tests look there for what the kernel can do.
         if let Ok(config) = fs::read(kernel.dir.join("tree/.config")) {
-            boot.files.push(GuestFile::text(&format!("/boot/config-{}", kernel.name), config));
+            boot.files.push(GuestFile::text(
+                &format!("/boot/config-{}", kernel.name),
+                config,
+            ));
         }
         results.now(format!("{section}: booting"));
         let mut vm = Vm::boot(boot)?;

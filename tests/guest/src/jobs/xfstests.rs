@@ -35,12 +35,18 @@ pub fn run(ctx: &Ctx, section: &str, limit_s: u64, tests: &[&str]) -> Result<()>
     // check wants TEST_DEV made already.
     let config = fs::read_to_string(CONFIG).context(CONFIG)?;
     let option = |name: &str| {
-        let found = config.lines().find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
+        let found = config
+            .lines()
+            .find_map(|l| l.strip_prefix(name)?.strip_prefix('='));
         found.unwrap_or_default().trim_matches('"')
     };
     let force = if option("FSTYP") == "xfs" { "-f" } else { "-F" };
     let test_dev = &driver.disk(0).path;
-    sh(format!("mkfs.{} -q {force} {} {test_dev}", option("FSTYP"), option("MKFS_OPTIONS")))?;
+    sh(format!(
+        "mkfs.{} -q {force} {} {test_dev}",
+        option("FSTYP"),
+        option("MKFS_OPTIONS")
+    ))?;
     let mut check = Command::new("./check")
         .args(["-s", section, "--exact-order"])
         .args(tests)
