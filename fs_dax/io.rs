@@ -13,6 +13,9 @@
 //!   was on the medium.
 //! - When a copy-on-write is done, entries of the old blocks are invalidated once more: a read fault
 //!   may have mapped them meanwhile.
+//! - Zero pages mapped where write(2) writes are taken away also if the file system does not call the
+//!   blocks new: when ext4 makes a block of an unwritten extent a written one it may fill those
+//!   around it with zeroes and tell nobody. C leaves zeroes in the mappings then.
 //! - Zeroing goes over whole extents with non-temporal stores, not page by page.
 
 use super::{
@@ -20,6 +23,7 @@ use super::{
         PAGE_SHIFT,
         PAGE_SIZE, //
     },
+    layout,
     range::{
         device_pgoff,
         edges, //
@@ -206,9 +210,9 @@ fn rw_extent(
     }
 
     // What is mapped there, zero pages or the source of copy-on-write, is not the file's any more.
-    if iter.iomap().is_new() || cow {
-        let first = iter.pos() as usize >> PAGE_SHIFT;
-        let last = (end - 1) as usize >> PAGE_SHIFT;
+    let first = iter.pos() as usize >> PAGE_SHIFT;
+    let last = (end - 1) as usize >> PAGE_SHIFT;
+    if iter.iomap().is_new() || cow || (write && layout::has_holes(mapping, first, last)) {
         if cow {
             let mut pages = 0;
             let write_cache = Stats::write_cache(mapping);

@@ -151,6 +151,29 @@ pub(super) fn delete_mapping_range(mapping: &AddressSpace, start: i64, end: i64)
     }
 }
 
+/// Whether there are entries without blocks from `first` to `last`: zero pages may be mapped there, or
+/// be about to be by who has such an entry locked.
+pub(super) fn has_holes(mapping: &AddressSpace, first: usize, last: usize) -> bool {
+    if mapping.is_empty() {
+        return false;
+    }
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    let mut xa = xas.lock();
+    let mut scanned = 0;
+    loop {
+        match xa.find(last) {
+            0 => return false,
+            raw if Entry::from_xa(raw).is_some_and(|e| !e.is_real()) => return true,
+            _ => {}
+        }
+        scanned += 1;
+        if scanned % BATCH == 0 {
+            xa.pause();
+            xa.resched();
+        }
+    }
+}
+
 /// Deletes the unlocked entry that the cursor is at.
 fn delete(xa: &mut XaLocked<'_, '_>, mapping: &AddressSpace, entry: Entry) {
     owner::disassociate(mapping, entry);
