@@ -268,6 +268,20 @@ pub fn data_extents(file: &File, start: u64, len: u64) -> Result<Vec<Range<usize
     Ok(extents)
 }
 
+/// Writes the parts of a range that hold data to a sparse file.
+pub fn save_range(path: &Path, range: &[u8], data: &[Range<usize>]) -> Result<()> {
+    let write = || -> std::io::Result<()> {
+        let file = File::create(path)?;
+        file.set_len(range.len() as u64)?;
+        for extent in data {
+            let bytes = &range[extent.clone()];
+            std::os::unix::fs::FileExt::write_all_at(&file, bytes, extent.start as u64)?;
+        }
+        Ok(())
+    };
+    write().with_context(|| format!("writing {}", path.display()))
+}
+
 /// Copies a sparse image into `range`, which is all zeros.
 pub fn load_base(path: &Path, range: &mut [u8]) -> Result<()> {
     let read = |range: &mut [u8]| -> Result<()> {
@@ -380,6 +394,11 @@ mod tests {
         load_base(&path, &mut range).unwrap();
         assert_eq!(&range[32 << 20..][..4], b"data");
         assert!(range[..32 << 20].iter().all(|&b| b == 0));
+        let copy = dir.path().join("copy");
+        let data = data_extents(&file, 0, 64 << 20).unwrap();
+        assert!(data.iter().map(|r| r.len()).sum::<usize>() < 1 << 20);
+        save_range(&copy, &range, &data).unwrap();
+        assert_eq!(std::fs::read(&copy).unwrap(), range);
         let error = load_base(&path, &mut range[..4096]).unwrap_err();
         assert!(format!("{error:#}").contains("do not fit"), "{error:#}");
         assert!(load_base(&dir.path().join("none"), &mut range).is_err());

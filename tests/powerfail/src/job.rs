@@ -62,6 +62,8 @@ pub struct Job {
     pub crash: Option<Crash>,
     /// Draw crash points from what the guest does.
     pub sample: Option<Sample>,
+    /// Write what is in the range at the end of the job to this file, sparse.
+    pub keep: Option<PathBuf>,
     /// Passed to the guest.
     pub text: String,
 }
@@ -84,6 +86,8 @@ pub struct Sample {
     pub points: usize,
     /// The seed that draws them.
     pub seed: u64,
+    /// Locked operations are no fences, so that a missing SFENCE shows.
+    pub strict: bool,
     /// The directory they are written to.
     pub out: PathBuf,
 }

@@ -94,6 +94,12 @@ impl Workload {
         self == Workload::Unmap
     }
 
+    /// What is written back at unmap is not followed by a fence of its own, but by the locked
+    /// operations of the kernel, which order it as well on x86.
+    pub fn needs_locked_fences(self) -> bool {
+        self == Workload::Unmap
+    }
+
     /// How many operations a run has.
     pub fn length(self) -> u64 {
         match self {

@@ -123,7 +123,7 @@ fn plugin() -> PathBuf {
 }
 
 /// Runs the payload; returns the outcome and the points by number.
-fn run(arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
+fn run(strict: bool, arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let payload = build_payload(dir.path());
@@ -136,12 +136,14 @@ fn run(arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
     let sample = Some(Sample {
         points: 0,
         seed: 0,
+        strict,
         out: dir.path().into(),
     });
     let job = Job {
         base: path("base"),
         crash: None,
         sample,
+        keep: None,
         text: "bare".into(),
     };
     write_lines(&path("jobs"), &[job]).unwrap();
@@ -186,7 +188,7 @@ fn image(point: &Point, kind: Kind) -> Vec<u8> {
 }
 
 fn check(strict: bool) {
-    let (outcome, points) = run(if strict { ",strict=on" } else { "" });
+    let (outcome, points) = run(strict, "");
     assert_eq!(outcome.result.as_deref(), Some("done"));
     let expected = expected(strict);
     let stages: usize = expected.iter().map(Vec::len).sum();
@@ -229,7 +231,7 @@ fn locked_operations_do_not_fence_in_strict_mode() {
 /// What is dirty is known too: with all of it the image is what the CPU sees.
 #[test]
 fn dirty_lines() {
-    let (_, points) = run("");
+    let (_, points) = run(false, "");
     let (_, point) = points.iter().find(|(number, _)| *number == 50).unwrap();
     let page = first_page(5) * PAGE;
     let all = image(point, Kind::All);
@@ -244,7 +246,7 @@ fn dirty_lines() {
 #[test]
 fn ignored_instructions() {
     let media_of = |arguments, number| {
-        let (_, points) = run(arguments);
+        let (_, points) = run(false, arguments);
         let (_, point) = points.iter().find(|(n, _)| *n == number).unwrap();
         let case = number as usize / 10;
         image(point, Kind::Media)[first_page(case) * PAGE..][..PAGE].to_vec()
@@ -257,7 +259,7 @@ fn ignored_instructions() {
 /// Counters tell how many of each instruction touched the range.
 #[test]
 fn counters() {
-    let (outcome, _) = run("");
+    let (outcome, _) = run(false, "");
     let c = |name: &str| outcome.counters[name];
     assert_eq!(c("flushes"), 1);
     // Cases 10 to 13 and 24; the plugin sees a vector store as QEMU splits it, and

@@ -9,9 +9,11 @@
 
 mod table;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::Mutex;
 use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{ensure, Context, Result};
@@ -47,6 +49,9 @@ pub struct Options {
     /// Only this workload (may be repeated)
     #[arg(long = "workload")]
     workloads: Vec<Workload>,
+    /// The seed of a run, as a failure names it: only such runs
+    #[arg(long, value_parser = parse_seed)]
+    run_seed: Option<u64>,
     /// Locked operations fence too, as they do on real CPUs. Without it only SFENCE and MFENCE
     /// count, so that a missing one is not hidden by whatever comes next
     #[arg(long)]
@@ -70,11 +75,19 @@ impl Options {
             points: 75,
             seed: Some(1),
             workloads: Vec::new(),
+            run_seed: None,
             lenient: false,
             stores: false,
             ignore: None,
             cpu: "max".into(),
         }
+    }
+}
+
+fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
     }
 }
 
@@ -163,7 +176,9 @@ fn plan(options: &Options, on: On, seed: u64) -> Vec<Run> {
             Run {
                 workload,
                 fs,
-                seed: mix(seed.wrapping_mul(1 << 20) + i as u64) >> 16,
+                seed: options
+                    .run_seed
+                    .unwrap_or_else(|| mix(seed.wrapping_mul(1 << 20).wrapping_add(i as u64)) >> 16),
                 points,
             }
         })
@@ -253,9 +268,11 @@ impl Campaign<'_> {
                 Ok(Job {
                     base: self.base(run.fs),
                     crash: None,
+                    keep: None,
                     sample: Some(Sample {
                         points: run.points,
                         seed: run.seed,
+                        strict: !self.options.lenient && !run.workload.needs_locked_fences(),
                         out: scratch.into(),
                     }),
                     text: self.task(run, None)?,
@@ -326,14 +343,17 @@ impl Campaign<'_> {
 
     fn check_share(&self, share: &[Check], dir: &Path) -> Result<Vec<Found>> {
         fs::create_dir_all(dir)?;
+        let after = |i: usize| dir.join(format!("after-{i}"));
         let jobs = share
             .iter()
-            .map(|check| {
+            .enumerate()
+            .map(|(i, check)| {
                 let progress = progress(&check.name);
                 Ok(Job {
                     base: self.base(check.run.fs),
                     crash: Some(check.crash.clone()),
                     sample: None,
+                    keep: (check.run.fs != Ground::Raw).then(|| after(i)),
                     text: self.task(&check.run, Some(progress))?,
                 })
             })
@@ -345,13 +365,33 @@ impl Campaign<'_> {
         let log = dir
             .file_name()
             .map_or("check".into(), |n| n.to_string_lossy().into_owned());
-        let results =
-            self.boot_until_done(&log, &jobs, &names, dir, false, &|_| self.bar.inc(1))?;
-        Ok(results.into_iter().map(|(_, found)| found).collect())
+        let problems = Mutex::new(BTreeMap::new());
+        let fsck = |i: usize| {
+            if let Err(e) = fsck(share[i].run.fs, &after(i)) {
+                problems
+                    .lock()
+                    .unwrap()
+                    .insert(i, format!("after recovery: {e:#}"));
+            }
+        };
+        let results = self.boot_until_done(&log, &jobs, &names, dir, false, &|i| {
+            self.bar.inc(1);
+            // When a job is over its image is kept only as the guest takes the next.
+            if i > 0 {
+                fsck(i - 1);
+            }
+        })?;
+        fsck(share.len() - 1);
+        let mut problems = problems.into_inner().unwrap();
+        let found = results.into_iter().enumerate().map(|(i, (_, mut found))| {
+            found.error = found.error.or(problems.remove(&i));
+            found
+        });
+        Ok(found.collect())
     }
 
     /// Gives guests these jobs until each has a result: a guest that dies costs the job it was
-    /// doing, and the next takes the rest.
+    /// doing, and the next takes the rest. `done` is told the number of each job that is over.
     fn boot_until_done(
         &self,
         log: &str,
@@ -364,7 +404,9 @@ impl Campaign<'_> {
         let mut results: Vec<(Option<Outcome>, Found)> = Vec::new();
         while results.len() < jobs.len() {
             let first = results.len();
-            let death = self.boot(log, &jobs[first..], &names[first..], dir, model, done)?;
+            let death = self.boot(log, &jobs[first..], &names[first..], dir, model, &|n| {
+                done(first + n)
+            })?;
             for outcome in job::read_lines::<Outcome>(&dir.join("results"))? {
                 let found = match &outcome.result {
                     Some(text) => serde_json::from_str::<Verdict>(text)?.into(),
@@ -373,11 +415,16 @@ impl Campaign<'_> {
                 results.push((Some(outcome), found));
             }
             if let Some(death) = death {
-                if results.len() < jobs.len() {
+                if results.len() == jobs.len() {
+                    // Every job has a result, but the kernel complained: the last one takes it.
+                    let (_, last) = results.last_mut().context("no job")?;
+                    last.error.get_or_insert(death.0);
+                    last.trouble = death.1;
+                } else {
                     let mut found = Found::died(format!("the guest died: {}", death.0));
                     found.trouble = death.1;
-                    results.push((None, found));
                     done(results.len());
+                    results.push((None, found));
                 }
             } else {
                 ensure!(results.len() == jobs.len(), "the guest left jobs undone");
@@ -386,7 +433,8 @@ impl Campaign<'_> {
         Ok(results)
     }
 
-    /// One guest. `Some`: it died, and why.
+    /// One guest. `Some`: it died, and why. `done` is told the number of each job when its
+    /// guest is through with it.
     fn boot(
         &self,
         log: &str,
@@ -417,11 +465,6 @@ impl Campaign<'_> {
             results.display(),
         );
         if model {
-            plugin += if self.options.lenient {
-                ",strict=off"
-            } else {
-                ",strict=on"
-            };
             plugin += if self.options.stores {
                 ",stores=on"
             } else {
@@ -455,8 +498,8 @@ impl Campaign<'_> {
         loop {
             match vm.next_event(JOB_LIMIT) {
                 Ok(Event::Step { .. }) => {
-                    finished += 1;
                     done(finished);
+                    finished += 1;
                     if let Some(name) = names.get(finished) {
                         self.bar.set_message(name.clone());
                     }
@@ -464,15 +507,26 @@ impl Campaign<'_> {
                 Ok(Event::Done {
                     outcome, log: text, ..
                 }) => {
-                    let trouble = vm.wait(Duration::from_secs(30))?;
-                    if outcome == proto::Outcome::Passed {
+                    vm.wait(Duration::from_secs(30))?;
+                    let mut trouble = kernel_trouble(&text);
+                    let fine = match &outcome {
+                        proto::Outcome::Passed => true,
+                        proto::Outcome::Failed(why) => match why.strip_prefix("kernel: ") {
+                            Some(first) => {
+                                // The log is cut at its beginning, this is not.
+                                trouble.extend(Some(first).filter(|m| is_trouble(m)).map(String::from));
+                                true
+                            }
+                            None => false,
+                        },
+                        proto::Outcome::Skipped(_) => false,
+                    };
+                    if fine && trouble.is_empty() {
                         return Ok(None);
                     }
                     let path = self.env.log(&format!("crash-{log}-guest"));
                     fs::write(&path, text)?;
-                    let why = format!("{outcome:?} (log: {})", path.display());
-                    ensure!(finished < jobs.len(), "{why}");
-                    return Ok(Some((why, trouble)));
+                    return Ok(Some((format!("{outcome:?} (log: {})", path.display()), trouble)));
                 }
                 Ok(_) => {}
                 Err(death) => return Ok(Some((death.to_string(), death.trouble))),
@@ -538,6 +592,24 @@ impl Campaign<'_> {
     }
 }
 
+/// Kernel messages in a guest's log that no crash explains.
+fn kernel_trouble(log: &str) -> Vec<String> {
+    let kernel = log.find("--- kernel log").map_or(log, |at| &log[at..]);
+    kernel
+        .lines()
+        .filter_map(|line| line.split_once("] "))
+        .map(|(_, message)| message.to_owned())
+        .filter(|m| is_trouble(m))
+        .collect()
+}
+
+/// XFS calls a torn log record an internal error, with a stack, and goes on without it: that is
+/// what its recovery is for.
+fn is_trouble(message: &str) -> bool {
+    let recovery = message.starts_with("XFS") && message.contains("Internal error");
+    proto::is_trouble(message) && !recovery && !message.starts_with("Call Trace:")
+}
+
 fn progress(name: &Name) -> Progress {
     Progress {
         begun: name.begun.unwrap_or(0),
@@ -573,6 +645,35 @@ impl From<Verdict> for Found {
             trouble: Vec::new(),
         }
     }
+}
+
+/// Checks the file system in an image and removes the image. None is there if the guest died.
+fn fsck(fs: Ground, image: &Path) -> Result<()> {
+    if !image.exists() {
+        return Ok(());
+    }
+    let mut fsck = match fs {
+        Ground::Ext4 => Command::new("e2fsck"),
+        Ground::Xfs => Command::new("xfs_repair"),
+        Ground::Raw => return Ok(()),
+    };
+    let out = fsck
+        .arg(if fs == Ground::Ext4 { "-fn" } else { "-nf" })
+        .arg(image)
+        .output()
+        .context("cannot run fsck")?;
+    fs::remove_file(image)?;
+    let text = String::from_utf8_lossy(&out.stdout);
+    ensure!(
+        out.status.success(),
+        "{fs} is damaged: {}",
+        text.lines()
+            .filter(|l| !l.trim().is_empty())
+            .take(6)
+            .collect::<Vec<_>>()
+            .join("; ")
+    );
+    Ok(())
 }
 
 /// The plugin, which cargo builds beside the runner.

@@ -12,7 +12,6 @@
 //! (the rest follows from 4 GiB on), `base=` and `size=` the range's physical address
 //! and length, `jobs=` and `results=` the lists of [`powerfail::job`], and
 //! - `track=off`: jobs and their images only, no model (for verification);
-//! - `strict=on`: locked operations are no fences, so that a missing SFENCE shows;
 //! - `stores=on`: every store to the range is a candidate for a crash;
 //! - `ignore=write-back`, `nt-store` or `fence`: these instructions do nothing to the
 //!   media, as in a kernel that forgets them (to see that a campaign notices).
@@ -28,7 +27,7 @@ use iced_x86::Register;
 use memmap2::{MmapMut, MmapOptions};
 use powerfail::decode::{decode, Action, Decoded};
 use powerfail::domain::{Domain, PAGE};
-use powerfail::image::{data_extents, load_base, Instant, Name, Point};
+use powerfail::image::{data_extents, load_base, save_range, Instant, Name, Point};
 use powerfail::job::{read_lines, Job, Outcome};
 use powerfail::marker::Call;
 use powerfail::sample::Reservoir;
@@ -49,7 +48,6 @@ struct Config {
     range: Range<usize>,
     layout: Layout,
     track: bool,
-    strict: bool,
     stores: bool,
     ignore: Option<Action>,
 }
@@ -159,7 +157,6 @@ impl Plugin {
             range: start..start + size,
             layout,
             track: switch("track", true)?,
-            strict: switch("strict", false)?,
             stores: switch("stores", false)?,
             ignore: match take("ignore") {
                 None => None,
@@ -273,7 +270,7 @@ impl Callbacks for Plugin {
     }
 
     fn at_exit(&self) {
-        if let Err(e) = self.state.lock().unwrap().finish() {
+        if let Err(e) = self.state.lock().unwrap().finish(&self.config) {
             eprintln!("powerfail: {e:#}");
         }
     }
@@ -338,7 +335,7 @@ impl State {
                 self.domain
                     .flush_all(&self.ram[range], &mut self.media, &live);
             }
-            Action::Locked if config.strict => {}
+            Action::Locked if self.is_strict() => {}
             Action::Fence | Action::Locked => {
                 if config.ignore == Some(Action::Fence) {
                     return Ok(());
@@ -365,6 +362,12 @@ impl State {
             }
         }
         Ok(())
+    }
+
+    /// Whether the job in progress counts no locked operation as a fence.
+    fn is_strict(&self) -> bool {
+        let sample = self.run.as_ref().and_then(|run| run.job.sample.as_ref());
+        sample.is_some_and(|sample| sample.strict)
     }
 
     fn nt_store(&mut self, config: &Config, cpu: Cpu, store: Store) {
@@ -445,7 +448,7 @@ impl State {
         let call = Call::from_number(call).with_context(|| format!("unknown marker {call}"))?;
         match call {
             Call::Next => {
-                self.finish()?;
+                self.finish(config)?;
                 let text = match self.jobs.next() {
                     Some((number, job)) => self.start(config, number, job)?,
                     None => String::new(),
@@ -532,10 +535,14 @@ impl State {
     }
 
     /// Writes down what came of the job in progress.
-    fn finish(&mut self) -> Result<()> {
+    fn finish(&mut self, config: &Config) -> Result<()> {
         let Some(run) = self.run.take() else {
             return Ok(());
         };
+        if let Some(path) = &run.job.keep {
+            let live = self.live(config)?;
+            save_range(path, &self.ram[config.range.clone()], &live)?;
+        }
         let mut points = Vec::new();
         if let Some(sample) = &run.job.sample {
             let mut all: Vec<Point> = run.drawn.into_iter().flatten().chain(run.marked).collect();
@@ -546,7 +553,7 @@ impl State {
                 )
             });
             for (i, point) in all.iter().enumerate() {
-                let path = sample.out.join(format!("{}-{i}.point", run.number));
+                let path = sample.out.join(format!("{:x}-{i}.point", sample.seed));
                 point.save(&path)?;
                 points.push(path);
             }

@@ -87,10 +87,8 @@ fn verify(task: &Task, disk: &Disk, progress: Progress) -> Result<Verdict> {
         Workload::Sqlite => database::sqlite_verify(&mount, task.seed, progress),
         _ => files::verify(task, disk, Some(&mount), progress),
     };
+    // The runner checks what is on the media then (e2fsck, xfs_repair): it has no emulator
+    // to wait for.
     mount.unmount()?;
-    let mut verdict = verdict?;
-    if let Err(e) = made.check() {
-        verdict.lose(0, format!("after recovery: {e:#}"));
-    }
-    Ok(verdict)
+    verdict
 }
