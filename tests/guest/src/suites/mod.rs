@@ -4,22 +4,28 @@
 
 mod apps;
 mod block;
-mod flows;
 mod dax;
 mod fio;
+mod flows;
+mod harness;
 mod load;
 mod params;
 
 use crate::test::{Suite, Test};
 
+/// Adds a suite's tests.
+type Fill = fn(&mut Suite);
+
 /// Every suite: its name and what fills it.
-const SUITES: &[(&str, fn(&mut Suite))] = &[
-    ("block", block::suite), ("flows", flows::suite),
+const SUITES: &[(&str, Fill)] = &[
+    ("block", block::suite),
+    ("flows", flows::suite),
     ("dax", dax::suite),
     ("params", params::suite),
     ("load", load::suite),
     ("fio", fio::suite),
     ("apps", apps::suite),
+    ("harness", harness::suite),
 ];
 
 /// Every test of every suite, in the order in which they are run.
