@@ -6,7 +6,6 @@ mod apps;
 mod block;
 mod dax;
 mod fio;
-mod flows;
 mod harness;
 mod load;
 mod params;
@@ -19,7 +18,6 @@ type Fill = fn(&mut Suite);
 /// Every suite: its name and what fills it.
 const SUITES: &[(&str, Fill)] = &[
     ("block", block::suite),
-    ("flows", flows::suite),
     ("dax", dax::suite),
     ("params", params::suite),
     ("load", load::suite),
