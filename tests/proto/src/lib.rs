@@ -187,6 +187,9 @@ pub struct TestInfo {
     pub machine: Machine,
     /// Time limit of the short form, in seconds. The stress form has [`STRESS_LIMIT`] more.
     pub limit_s: u64,
+    /// Why the kernel's C layer does not pass it, where it does not.
+    #[serde(default)]
+    pub c_is_wrong: Option<String>,
     /// A test of the harness itself: it passes if it fails with this text in the reason.
     pub must_fail: Option<String>,
 }
@@ -314,7 +317,7 @@ pub fn strip_stamp(line: &str) -> &str {
 }
 
 /// Kernel taints that are expected: an out-of-tree (bit 12), unsigned (bit 13) module.
-pub const EXPECTED_TAINT: u64 = 1 << 12 | 1 << 13;
+pub const EXPECTED_TAINT: u64 = (1 << 12) | (1 << 13);
 
 /// Kernel parameters that every guest gets: what costs time under emulation and is not under
 /// test is off, and an oops ends the guest at once.

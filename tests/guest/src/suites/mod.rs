@@ -5,10 +5,15 @@
 mod apps;
 mod block;
 mod dax;
+mod errors;
+mod faults;
 mod fio;
+mod flows;
+mod gup;
 mod harness;
 mod load;
 mod params;
+mod races;
 
 use crate::test::{Suite, Test};
 
@@ -18,6 +23,11 @@ type Fill = fn(&mut Suite);
 /// Every suite: its name and what fills it.
 const SUITES: &[(&str, Fill)] = &[
     ("block", block::suite),
+    ("flows", flows::suite),
+    ("faults", faults::suite),
+    ("gup", gup::suite),
+    ("errors", errors::suite),
+    ("races", races::suite),
     ("dax", dax::suite),
     ("params", params::suite),
     ("load", load::suite),

@@ -1,0 +1,648 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! What goes wrong: poisoned pages, a full disk, a read-only mount, a killed process, a module
+//! that is in use. And what must not be touched: other file systems, tracing, the C layer.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use anyhow::{bail, ensure, Result};
+use nix::errno::Errno;
+use nix::sys::signal::{kill, Signal};
+use nix::sys::wait::waitpid;
+use proto::Tag;
+
+use crate::fixture::child::{
+    child, expect_done, expect_sigbus, spawn, End, BUS_ADRERR, BUS_MCEERR_AO, BUS_MCEERR_AR,
+};
+use crate::fixture::dax::{on_both, Model};
+use crate::fixture::driver::{expect_errno, rmmod, UNLOAD_C};
+use crate::fixture::flushes::{expect_clean, Counters, Reason};
+use crate::fixture::fs::{fallocate, Made};
+use crate::fixture::{
+    pattern, sh, sh_fails, Dax, Driver, Flushes, Fs, Mapping, MIB, MODULE, PAGE, PMD,
+};
+use crate::test::{Ctx, Suite};
+
+pub fn suite(s: &mut Suite) {
+    s.test("hwpoison", |ctx| on_both(ctx, |dax| hwpoison(dax, false)));
+    s.test("hwpoison_pmd", |ctx| {
+        on_both(ctx, |dax| hwpoison(dax, true))
+    });
+    s.test("no_space", |ctx| on_both(ctx, no_space));
+    s.test("read_only", |ctx| on_both(ctx, read_only));
+    s.test("killed", |ctx| on_both(ctx, killed));
+    s.test("rmmod_while_mounted", rmmod_while_mounted)
+        .tag(Tag::RustOnly);
+    s.test("others_keep_c", others_keep_c)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+    s.test("left_to_c", left_to_c)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+    s.test("ftrace_enabled", ftrace_enabled)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+    s.test("flush_on_unmap", flush_on_unmap).tag(Tag::RustOnly);
+    s.test("counters", counters)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+}
+
+/// Poison in a mapped page kills those who have it mapped (and asked to be told early) and nobody
+/// else; the file system goes on, and the rest of the file is there.
+fn hwpoison(dax: Dax, huge: bool) -> Result<()> {
+    let file = dax.file("f", huge)?;
+    let len = file.metadata()?.len();
+    let data = pattern(1, 0, len as usize);
+    file.write_all_at(&data, 0)?;
+    file.sync_all()?;
+    // A file of its own: a PMD is one mapping, whoever looks at another page of it.
+    let other = dax.file("other", huge)?;
+
+    let ready = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open("/tmp/ready")?;
+    ready.set_len(PAGE)?;
+    let ready = Mapping::shared(&ready, 0, PAGE)?;
+    let poisoned = 7 * PAGE;
+    let wait = |number: u64, file: &File, offset: u64| -> Result<()> {
+        // SAFETY: plain numbers.
+        let n = unsafe {
+            libc::prctl(
+                libc::PR_MCE_KILL,
+                libc::PR_MCE_KILL_SET,
+                libc::PR_MCE_KILL_EARLY,
+                0,
+                0,
+            )
+        };
+        Errno::result(n)?;
+        let map = Mapping::shared(file, 0, file.metadata()?.len())?;
+        map.touch(offset, data[offset as usize]);
+        ready.touch(number, 1);
+        for _ in 0..600 {
+            std::thread::sleep(Duration::from_millis(100));
+            if ready.peek(3) != 0 {
+                return Ok(());
+            }
+        }
+        bail!("never told to end")
+    };
+    let victim = spawn(|| wait(1, &file, poisoned))?;
+    let bystander = spawn(|| wait(2, &other, poisoned))?;
+    let end = Instant::now() + Duration::from_secs(20);
+    while ready.peek(1) == 0 || ready.peek(2) == 0 {
+        ensure!(Instant::now() < end, "the children did not start");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let got = child(|| {
+        let map = Mapping::shared(&file, 0, len)?;
+        map.peek(poisoned);
+        map.expect_huge(poisoned, huge)?;
+        map.madvise(poisoned, PAGE, libc::MADV_HWPOISON)?;
+        map.peek(poisoned);
+        bail!("alive after its page was poisoned")
+    })?;
+    match got {
+        End::Signal {
+            signal: libc::SIGBUS,
+            code,
+            ..
+        } if code == BUS_MCEERR_AR || code == BUS_MCEERR_AO => {}
+        other => bail!("who poisons a page: {other:?}"),
+    }
+    match victim.end()? {
+        End::Signal {
+            signal: libc::SIGBUS,
+            code: BUS_MCEERR_AO,
+            ..
+        } => {}
+        other => bail!("who has the page mapped: {other:?}"),
+    }
+    ready.touch(3, 1);
+    let end = bystander.end()?;
+    ensure!(end == End::Done, "who has another file mapped: {end:?}");
+
+    // The file system works: this file's other pages, other files, new files.
+    let far = len - PAGE;
+    if !huge {
+        let mut got = vec![0; PAGE as usize];
+        file.read_exact_at(&mut got, far)?;
+        ensure!(
+            got == data[far as usize..],
+            "another page of the file is wrong"
+        );
+        expect_done("another page of the file", || {
+            let map = Mapping::shared(&file, 0, len)?;
+            map.touch(far, 3);
+            Ok(())
+        })?;
+    }
+    let map = Mapping::shared(&other, 0, len)?;
+    map.write(20 * PAGE, &[5; 100]);
+    other.sync_all()?;
+    let new = dax.mount.create("new")?;
+    new.write_all_at(&data, 0)?;
+    new.sync_all()?;
+    let model = Model(data.clone());
+    model.expect("a new file", &new, None)?;
+    drop((map, new, other, file, ready));
+    std::fs::remove_file(dax.mount.path("other"))?;
+    dax.check()
+}
+
+/// No block for a store into a hole: SIGBUS, and nothing else changes; with space again the same
+/// store works.
+fn no_space(dax: Dax) -> Result<()> {
+    let file = dax.mount.create("f")?;
+    let len = 64 * MIB;
+    file.set_len(len)?;
+    let map = Mapping::pages_only(&file, 0, len)?;
+    let filler = dax.mount.create("filler")?;
+    let mut at = 0;
+    for step in [64 * MIB, 8 * MIB, MIB, 16 * PAGE, PAGE] {
+        while fallocate(&filler, 0, at, step).is_ok() {
+            at += step;
+        }
+    }
+    filler.sync_all()?;
+    // File systems keep some blocks back; stores take them one after the other.
+    let stored = |page: u64| -> Result<bool> {
+        let end = child(|| {
+            map.touch(page * PAGE + 1, 1 + (page % 251) as u8);
+            Ok(())
+        })?;
+        match end {
+            End::Done => Ok(true),
+            End::Signal {
+                signal: libc::SIGBUS,
+                code: BUS_ADRERR,
+                address,
+            } => {
+                let want = map.as_ptr() as u64 + page * PAGE + 1;
+                ensure!(address == want, "SIGBUS at {address:#x}, not {want:#x}");
+                Ok(false)
+            }
+            other => bail!("page {page}: {other:?}"),
+        }
+    };
+    // In one process as long as it goes, as a process for each store is slow.
+    let zero = File::open("/dev/zero")?;
+    let one = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open("/tmp/one")?;
+    let mut page = 0;
+    loop {
+        ensure!(page < len / PAGE, "the file system never got full");
+        one.write_all_at(&[1 + (page % 251) as u8], 0)?;
+        match map.fill_from(&one, page * PAGE + 1, 1) {
+            Ok(()) => page += 1,
+            Err(Errno::EFAULT) => break,
+            Err(e) => bail!("{e}"),
+        }
+    }
+    println!("{page} pages were to be had");
+    ensure!(
+        !stored(page)?,
+        "a store after the disk was full found a block"
+    );
+    ensure!(map.fill_from(&zero, (page + 5) * PAGE, 1) == Err(Errno::EFAULT));
+    // Reading the hole still works, and what was stored is there.
+    ensure!(map.peek((page + 9) * PAGE) == 0);
+    for p in (0..page).step_by(7) {
+        ensure!(map.peek(p * PAGE + 1) == 1 + (p % 251) as u8 && map.peek(p * PAGE) == 0);
+    }
+    file.sync_all()?;
+    drop(filler);
+    std::fs::remove_file(dax.mount.path("filler"))?;
+    // SAFETY: no arguments, no memory.
+    unsafe { libc::sync() };
+    ensure!(stored(page)?, "no store after there was space again");
+    ensure!(map.peek(page * PAGE + 1) == 1 + (page % 251) as u8);
+    drop((map, file));
+    dax.check()
+}
+
+/// A read-only file system: mappings for reading work, nothing can be written.
+fn read_only(dax: Dax) -> Result<()> {
+    let file = dax.file("f", true)?;
+    let data = pattern(1, 0, 2 * PMD as usize);
+    file.write_all_at(&data, 0)?;
+    let hole = dax.mount.create("hole")?;
+    hole.set_len(2 * PMD)?;
+    drop((file, hole));
+    let fs = dax.fs();
+    let disk = dax.disk().clone();
+    let made = dax.mount.unmount()?;
+    let mount = made.mount("dax=always,ro")?;
+    for (name, model) in [("f", Model(data)), ("hole", Model::zeroed(2 * PMD))] {
+        let path = mount.path(name);
+        let file = File::open(&path)?;
+        let map = Mapping::read_only(&file, 0, 2 * PMD)?;
+        model.expect(name, &file, Some(&map))?;
+        if name == "f" {
+            map.expect_huge(0, true)?;
+        }
+        let got = child(|| {
+            map.touch(5, 1);
+            Ok(())
+        })?;
+        ensure!(
+            matches!(
+                got,
+                End::Signal {
+                    signal: libc::SIGSEGV,
+                    ..
+                }
+            ),
+            "a store into a read-only mapping: {got:?}"
+        );
+        let prot = libc::PROT_READ | libc::PROT_WRITE;
+        let refused = Mapping::with(&file, 0, PAGE, prot, libc::MAP_SHARED).err();
+        ensure!(
+            refused == Some(Errno::EACCES),
+            "a writable mapping: {refused:?}"
+        );
+        let private = Mapping::private(&file, 0, 2 * PMD)?;
+        private.write(PAGE, &[7; 20]);
+        ensure!(private.peek(PAGE) == 7);
+        model.expect(name, &file, Some(&map))?;
+        let opened = File::options().write(true).open(&path).map(drop);
+        let errno = opened.err().and_then(|e| e.raw_os_error());
+        ensure!(errno == Some(libc::EROFS), "opened for writing: {errno:?}");
+        file.sync_all()?;
+    }
+    mount.unmount()?;
+    Made {
+        fs,
+        device: disk.path,
+    }
+    .check()
+}
+
+/// Processes killed in the middle of faults, stores and fsync leave nothing locked.
+fn killed(dax: Dax) -> Result<()> {
+    let file = dax.file("f", true)?;
+    let len = 2 * PMD;
+    for round in 0..6u64 {
+        let children: Vec<_> = (0..2)
+            .map(|who| {
+                spawn(|| {
+                    let file = dax.mount.open("f")?;
+                    let huge = Mapping::shared(&file, 0, len)?;
+                    let small = Mapping::pages_only(&file, 0, len)?;
+                    loop {
+                        for page in (who..1024).step_by(37) {
+                            small.touch(page * PAGE + 9, page as u8);
+                            huge.touch(page * PAGE + 9, page as u8);
+                        }
+                        file.sync_data()?;
+                        file.write_all_at(&[1; 5000], 700 * PAGE)?;
+                    }
+                })
+            })
+            .collect::<Result<_>>()?;
+        std::thread::sleep(Duration::from_millis(60 + round * 13));
+        for c in &children {
+            kill(c.pid, Signal::SIGKILL)?;
+        }
+        for c in &children {
+            waitpid(c.pid, None)?;
+        }
+        // Every entry can be locked, cleaned and deleted.
+        let map = Mapping::shared(&file, 0, len)?;
+        for page in 0..1024 {
+            map.touch(page * PAGE, page as u8);
+        }
+        file.sync_all()?;
+        let dirty = map.dirty()?;
+        ensure!(dirty == 0, "{dirty} bytes are dirty after fsync");
+    }
+    file.set_len(0)?;
+    drop(file);
+    dax.check()
+}
+
+/// The module cannot go while a file system is mounted; it can right after.
+fn rmmod_while_mounted(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    for fs in Fs::ALL {
+        let dax = Dax::on(driver.disk(0), fs)?;
+        let file = dax.file("f", false)?;
+        let map = Mapping::shared(&file, 0, PAGE)?;
+        map.touch(0, 1);
+        expect_errno(rmmod(), Errno::EWOULDBLOCK)?;
+        map.touch(1, 2);
+        file.sync_all()?;
+        expect_errno(rmmod(), Errno::EWOULDBLOCK)?;
+        ensure!(map.peek(0) == 1 && map.peek(1) == 2);
+        drop((map, file));
+        expect_errno(rmmod(), Errno::EWOULDBLOCK)?;
+        dax.check()?;
+    }
+    driver.unload()?;
+    ensure!(
+        std::fs::metadata(format!("/sys/module/{MODULE}")).is_err(),
+        "still loaded"
+    );
+    Ok(())
+}
+
+/// Another DAX file system, on a disk of nd_pmem, goes on with the C layer while ours is hooked in
+/// and used; one without DAX does not notice.
+fn others_keep_c(ctx: &Ctx) -> Result<()> {
+    let ranges = crate::fixture::driver::ranges()?;
+    let (start, size) = (
+        format!("phys_addr={:#x}", ranges[0].0),
+        format!("size={:#x}", ranges[0].1),
+    );
+    let driver = Driver::load(ctx, &[&start, &size])?;
+    sh("modprobe nd_pmem && modprobe nd_e820")?;
+    let end = Instant::now() + Duration::from_secs(10);
+    let device = loop {
+        let found = std::fs::read_dir("/sys/block")?
+            .flatten()
+            .map(|e| e.file_name().to_string_lossy().into_owned())
+            .find(|n| n.starts_with("pmem"));
+        match found {
+            Some(name) => break format!("/dev/{name}"),
+            None if Instant::now() > end => bail!("nd_pmem made no disk"),
+            None => std::thread::sleep(Duration::from_millis(50)),
+        }
+    };
+    for fs in Fs::ALL {
+        let ours = Dax::on(driver.disk(0), fs)?;
+        let theirs = fs.make_on(&device, &[])?.mount("dax=always")?;
+        ensure!(crate::fixture::fs::is_dax(&theirs.dir)? || theirs.create("probe").is_ok());
+        let their_file = theirs.allocate("f", 64 * PAGE)?;
+        let our_file = ours.file("f", false)?;
+        let (their_map, our_map) = (
+            Mapping::shared(&their_file, 0, 64 * PAGE)?,
+            Mapping::shared(&our_file, 0, 64 * PAGE)?,
+        );
+        let flushes = Flushes::watch()?;
+        let before = Counters::read(ours.disk())?;
+        for page in 3..6 {
+            their_map.write(page * PAGE, &[page as u8; 4096]);
+        }
+        their_file.sync_all()?;
+        let flushed = flushes.take(&their_file)?;
+        flushed.expect("C", 3..6)?;
+        ensure!(
+            flushed.0.iter().all(|f| !f.rust),
+            "{fs}: the Rust layer flushed C's pages"
+        );
+        ensure!(
+            Counters::read(ours.disk())? == before,
+            "{fs}: C's faults are in our counters"
+        );
+
+        our_map.write(8 * PAGE, &[1; 10]);
+        our_file.sync_all()?;
+        let flushed = flushes.take(&our_file)?;
+        flushed.expect("Rust", [8])?;
+        ensure!(
+            flushed.0.iter().all(|f| f.rust),
+            "{fs}: the C layer flushed our pages"
+        );
+        let mut model = Model::zeroed(64 * PAGE);
+        for page in 3..6 {
+            model.put(page * PAGE, &[page as u8; 4096]);
+        }
+        model.expect("C's file", &their_file, Some(&their_map))?;
+        their_file.set_len(4 * PAGE)?;
+        expect_sigbus(
+            "behind the end on C",
+            BUS_ADRERR,
+            their_map.as_ptr().wrapping_add(5 * PAGE as usize),
+            || {
+                their_map.peek(5 * PAGE);
+                Ok(())
+            },
+        )?;
+        drop((their_map, our_map, their_file, our_file, flushes));
+        ours.check()?;
+        theirs.unmount()?.check()?;
+        // The same device without DAX: the page cache.
+        let plain = fs.make_on(&device, &[])?.mount("")?;
+        let file = plain.create("f")?;
+        file.set_len(16 * PAGE)?;
+        let map = Mapping::shared(&file, 0, 16 * PAGE)?;
+        map.write(5 * PAGE, &[9; 4096]);
+        file.sync_all()?;
+        ensure!(map.peek(5 * PAGE) == 9);
+        drop((map, file));
+        plain.unmount()?.check()?;
+    }
+    sh(UNLOAD_C)?;
+    driver.unload()
+}
+
+/// `fs_dax=0`: the kernel's C layer works on our disk.
+fn left_to_c(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &["fs_dax=0"])?;
+    for fs in Fs::ALL {
+        let dax = Dax::on(driver.disk(0), fs)?;
+        let file = dax.file("f", true)?;
+        let map = Mapping::shared(&file, 0, 2 * PMD)?;
+        let flushes = Flushes::watch()?;
+        map.touch(PMD + 5, 1);
+        map.expect_huge(PMD, true)?;
+        file.sync_all()?;
+        let flushed = flushes.take(&file)?;
+        flushed.expect("fsync", 512..1024)?;
+        ensure!(flushed.0.iter().all(|f| !f.rust), "the Rust layer did it");
+        expect_clean("after fsync", &flushes, &file, Some(&map))?;
+        drop((map, file, flushes));
+        dax.check()?;
+    }
+    driver.unload()
+}
+
+/// Switching function tracing off cannot hand live mappings back to C in the middle.
+fn ftrace_enabled(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    let dax = Dax::on(driver.disk(0), Fs::Ext4)?;
+    let file = dax.file("f", false)?;
+    let map = Mapping::shared(&file, 0, 16 * PAGE)?;
+    let flushes = Flushes::watch()?;
+    map.touch(3 * PAGE, 1);
+    let said = sh_fails("echo 0 > /proc/sys/kernel/ftrace_enabled")?;
+    println!("refused: {}", said.trim());
+    map.touch(4 * PAGE, 1);
+    file.sync_all()?;
+    let flushed = flushes.take(&file)?;
+    flushed.expect("fsync", 3..5)?;
+    ensure!(flushed.0.iter().all(|f| f.rust), "the C layer did it");
+    drop((map, file, flushes));
+    dax.check()?;
+    driver.unload()
+}
+
+/// The parameter `flush_on_unmap`, changed at run time: what goes away dirty is flushed there and
+/// then, or by the next fsync only. Either way that fsync leaves nothing dirty.
+fn flush_on_unmap(ctx: &Ctx) -> Result<()> {
+    let parameter = format!("/sys/module/{MODULE}/parameters/flush_on_unmap");
+    let driver = Driver::load(ctx, &[])?;
+    ensure!(
+        std::fs::read_to_string(&parameter)?.trim() == "Y",
+        "not on by default"
+    );
+    for fs in Fs::ALL {
+        let dax = Dax::on(driver.disk(0), fs)?;
+        for (name, huge) in [("small", false), ("huge", true)] {
+            let file = dax.file(name, huge)?;
+            let len = file.metadata()?.len();
+            let want = if huge { 0..512 } else { 5..8 };
+            let flushes = Flushes::watch()?;
+            for on in [true, false, true] {
+                std::fs::write(&parameter, if on { "1" } else { "0" })?;
+                for way in ["munmap", "MADV_DONTNEED", "exit"] {
+                    let what = format!("{fs}, {name}, {way}, on: {on}");
+                    let before = Counters::read(dax.disk())?;
+                    let map = Mapping::shared(&file, 0, len)?;
+                    let store = || {
+                        for page in 5..8 {
+                            map.touch(page * PAGE, 1);
+                        }
+                    };
+                    match way {
+                        "exit" => {
+                            let end = child(|| {
+                                store();
+                                Ok(())
+                            })?;
+                            ensure!(end == End::Done, "{what}: {end:?}");
+                            drop(map);
+                        }
+                        "munmap" => {
+                            store();
+                            drop(map);
+                        }
+                        _ => {
+                            store();
+                            map.madvise(0, len, libc::MADV_DONTNEED)?;
+                            drop(map);
+                        }
+                    }
+                    let bytes = Counters::read(dax.disk())?.since(&before, "bytes_unmap")?;
+                    let flushed = flushes.take(&file)?;
+                    if on {
+                        flushed.of(Reason::Unmap).expect(&what, want.clone())?;
+                        let pages = want.end - want.start;
+                        ensure!(bytes == pages * PAGE, "{what}: {bytes} bytes counted");
+                    } else {
+                        flushed.expect_none(&what)?;
+                        ensure!(bytes == 0, "{what}: {bytes} bytes counted");
+                    }
+                    file.sync_all()?;
+                    flushes
+                        .take(&file)?
+                        .expect(&format!("{what}, then fsync"), want.clone())?;
+                    expect_clean(&what, &flushes, &file, None)?;
+                }
+            }
+        }
+        dax.check()?;
+    }
+    driver.unload()
+}
+
+/// The counters say what happened: faults by kind, pages, PMDs, runs, bytes by reason.
+fn counters(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    for fs in Fs::ALL {
+        let dax = Dax::on(driver.disk(0), fs)?;
+        let file = dax.file("small", false)?;
+        let huge = dax.file("huge", true)?;
+        let map = Mapping::shared(&file, 0, 256 * PAGE)?;
+        let huge_map = Mapping::shared(&huge, 0, 2 * PMD)?;
+        let expect = |what: &str, before: &Counters, want: &[(&str, u64)]| -> Result<Counters> {
+            let now = Counters::read(dax.disk())?;
+            for (name, want) in want {
+                let got = now.since(before, name)?;
+                ensure!(
+                    got == *want,
+                    "{fs}, {what}: {name} grew by {got}, not {want}"
+                );
+            }
+            Ok(now)
+        };
+        let c = Counters::read(dax.disk())?;
+        for page in [1, 2, 3, 9] {
+            map.touch(page * PAGE, 1);
+        }
+        let c = expect(
+            "stores",
+            &c,
+            &[("pte_write_faults", 4), ("pmd_write_faults", 0)],
+        )?;
+        map.peek(20 * PAGE);
+        let c = expect(
+            "load",
+            &c,
+            &[("pte_read_faults", 1), ("pte_write_faults", 0)],
+        )?;
+        file.sync_all()?;
+        let c = expect(
+            "fsync",
+            &c,
+            &[
+                ("pages_flushed", 4),
+                ("pmds_flushed", 0),
+                ("runs", 2),
+                ("bytes_fsync", 4 * PAGE),
+            ],
+        )?;
+        huge_map.touch(PMD, 1);
+        let c = expect(
+            "PMD store",
+            &c,
+            &[("pmd_write_faults", 1), ("pte_write_faults", 0)],
+        )?;
+        huge.sync_all()?;
+        let c = expect(
+            "PMD fsync",
+            &c,
+            &[
+                ("pages_flushed", 0),
+                ("pmds_flushed", 1),
+                ("bytes_fsync", PMD),
+            ],
+        )?;
+        file.write_all_at(&[1; 5000], 100)?;
+        let c = expect(
+            "write(2)",
+            &c,
+            &[("bytes_written", 5000), ("bytes_read", 0)],
+        )?;
+        file.read_exact_at(&mut [0; 300], 0)?;
+        let c = expect("read(2)", &c, &[("bytes_read", 300), ("bytes_written", 0)])?;
+        expect_sigbus(
+            "behind the end",
+            BUS_ADRERR,
+            {
+                file.set_len(250 * PAGE)?;
+                map.as_ptr().wrapping_add(252 * PAGE as usize)
+            },
+            || {
+                map.peek(252 * PAGE);
+                Ok(())
+            },
+        )?;
+        // xfs refuses before it asks us.
+        let errors = Counters::read(dax.disk())?.since(&c, "fault_errors")?;
+        println!("{fs}: {errors} faults counted as errors");
+        drop((map, huge_map, file, huge));
+        dax.check()?;
+    }
+    driver.unload()
+}
