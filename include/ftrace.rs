@@ -64,7 +64,7 @@ pub(super) struct Redirect {
 unsafe impl Sync for Redirect {}
 
 /// Functions that can be redirected, as many as are known by address.
-const SLOTS: usize = 64;
+const SLOTS: usize = 256;
 
 /// The redirection at an address, found by hash. Filled when an address is met for the first time,
 /// never changed after that.
@@ -126,9 +126,8 @@ impl Hooks {
             func: Some(handler::<D>),
             // The handler calls nothing that is hooked: no recursion protection needed. Permanent:
             // live mappings must not change sides when tracing is switched off.
-            flags: (bindings::FTRACE_OPS_FL_RECURSION
-                | bindings::FTRACE_OPS_FL_IPMODIFY
-                | bindings::FTRACE_OPS_FL_PERMANENT) as usize,
+            flags: (bindings::FTRACE_OPS_FL_IPMODIFY | bindings::FTRACE_OPS_FL_PERMANENT)
+                as usize,
             ..Default::default()
         };
         let ops: Pin<KBox<Opaque<bindings::ftrace_ops>>> =
@@ -253,7 +252,8 @@ unsafe extern "C" fn handler<D: gendisk::Operations>(
 
 #[inline(always)]
 fn slot_of(ip: usize) -> usize {
-    (ip >> 4 ^ ip >> 10) % SLOTS
+    // Fibonacci hashing: functions begin at multiples of 16.
+    (ip >> 4).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (usize::BITS - SLOTS.trailing_zeros())
 }
 
 #[inline(always)]
