@@ -20,7 +20,8 @@ use core::{
     cell::Cell,
     marker::PhantomData,
     ops::Deref,
-    ptr::{null_mut, NonNull}, //
+    ptr::{null_mut, NonNull},
+    sync::atomic::{AtomicUsize, Ordering}, //
 };
 use kernel::{
     container_of,
@@ -125,9 +126,69 @@ unsafe impl Send for Map {}
 // SAFETY: See `Send`.
 unsafe impl Sync for Map {}
 
+/// Page frame numbers of the live pagemaps, so that pages can be told apart from others without a
+/// look at the memory map. A pagemap that finds no room is left out.
+static RANGES: [PfnRange; 16] = [const { PfnRange::empty() }; 16];
+
+/// From `first` up to `end`, empty if `end` is 0. Used ranges come before unused ones: they are taken
+/// at load and given up at unload.
+struct PfnRange {
+    first: AtomicUsize,
+    end: AtomicUsize,
+}
+
+impl PfnRange {
+    const fn empty() -> Self {
+        Self {
+            first: AtomicUsize::new(0),
+            end: AtomicUsize::new(0),
+        }
+    }
+}
+
+/// Whether all `nr` pages from `pfn` on are of one live [`Pagemap`]. False may also mean that it is
+/// not known.
+#[inline]
+pub(super) fn has_pfns(pfn: usize, nr: usize) -> bool {
+    for range in &RANGES {
+        let end = range.end.load(Ordering::Acquire);
+        if end == 0 {
+            break;
+        }
+        // `nr` first, as the sum may overflow.
+        if pfn < end && nr <= end - pfn && pfn >= range.first.load(Ordering::Relaxed) {
+            return true;
+        }
+    }
+    false
+}
+
+impl Map {
+    /// Makes the range known to [`has_pfns`].
+    fn publish(&self) {
+        let first = (self.region.start() >> PAGE_SHIFT) as usize;
+        let end = first + (self.region.len() >> PAGE_SHIFT) as usize;
+        // Nobody else loads or unloads at the same time.
+        if let Some(range) = RANGES.iter().find(|r| r.end.load(Ordering::Relaxed) == 0) {
+            range.first.store(first, Ordering::Relaxed);
+            range.end.store(end, Ordering::Release);
+        }
+    }
+
+    fn withdraw(&self) {
+        let first = (self.region.start() >> PAGE_SHIFT) as usize;
+        for range in &RANGES {
+            if range.first.load(Ordering::Relaxed) == first {
+                range.end.store(0, Ordering::Release);
+            }
+        }
+    }
+}
+
 #[pinned_drop]
 impl PinnedDrop for Map {
     fn drop(self: Pin<&mut Self>) {
+        self.withdraw();
         // SAFETY: By the type's invariant.
         unsafe { bindings::memunmap_pages(self.raw.get()) };
     }
@@ -201,6 +262,7 @@ impl<T: Operations> Pagemap<T> {
             bindings::smp_wmb();
             ops.write_volatile(table);
         }
+        this.map.publish();
         Ok(this)
     }
 

@@ -13,6 +13,7 @@
 
 use super::{
     bindings,
+    dev_pagemap,
     inode::AddressSpace,
     pmem::Pmem,
     xarray::{
@@ -44,8 +45,10 @@ impl<'a> Pages<'a> {
     /// other thing that keeps the pagemap), or at least a witness that there is one.
     #[inline]
     pub(crate) fn new(_mapping: &'a AddressSpace, pfn: usize, nr: usize) -> Option<Self> {
+        // Almost always pages of our own; a file system may have others on a second device.
         // SAFETY: Checks before it looks at the pages.
-        let valid = unsafe { bindings::rpmem_pfns_are_fsdax(pfn, nr) };
+        let valid = dev_pagemap::has_pfns(pfn, nr)
+            || unsafe { bindings::rpmem_pfns_are_fsdax(pfn, nr) };
         // INVARIANT: A file system on the device is mounted as long as one of its files is in use,
         // and the pagemap stays as long as the device is open. Ranges are contiguous: the first and
         // last page are checked.
