@@ -6,7 +6,7 @@
 //!
 //! It is done when faults come in sequence: as many pages are mapped ahead as have entries (for a
 //! write: dirty ones) right before the fault, up to a parameter. So the window doubles with each
-//! fault, and a fault at a random place maps one page.
+//! fault. A write fault at a random place maps one page, a read fault a few.
 //!
 //! Reads (`fault_around`, pages, 16): the pages are mapped read-only. Nobody can tell, except by the
 //! clock.
@@ -17,9 +17,9 @@
 //! times: it does not fault. (Nor does a second store to any page before it is cleaned; but the
 //! first one does.)
 //!
-//! Blocks are never allocated for it, and nothing is waited for: not for file systems
-//! ([`flags::ZERO`] with [`flags::NOWAIT`] asks for extents that exist), not for entries. Never
-//! beyond the extent, the end of the file, the VMA or the PMD.
+//! Blocks are never allocated for it, and nothing is waited for: not for file systems (without
+//! [`flags::WRITE`], with [`flags::NOWAIT`] they only look up extents that exist), not for entries.
+//! Never beyond the extent, the end of the file, the VMA or the PMD.
 
 use super::{
     entry::{
@@ -56,6 +56,9 @@ use crate::include::{
     }, //
 };
 
+/// A read fault at a random place maps an aligned block of so many pages.
+const BLOCK: usize = 4;
+
 /// Pages mapped ahead at most: a leaf node of the array.
 const MAX: usize = 64;
 
@@ -67,15 +70,21 @@ pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: 
     } else {
         module_param::fault_around()
     };
-    let nr = before.min(limit).min(room(vmf)).min(MAX);
-    if nr == 0 || vmf.is_sync() || vmf.is_userfaultfd() {
+    let (in_front, behind) = room(vmf);
+    let (first, nr) = if before == 0 && !write && limit >= BLOCK {
+        let in_front = in_front.min(vmf.pgoff() % BLOCK);
+        let behind = behind.min(BLOCK - 1 - vmf.pgoff() % BLOCK);
+        (vmf.pgoff() - in_front, in_front + 1 + behind)
+    } else {
+        (vmf.pgoff() + 1, before.min(limit).min(behind).min(MAX))
+    };
+    if nr == 0 || vmf.is_sync() || !vmf.may_map_around() {
         return;
     }
     let mapping = vmf.mapping();
-    let first = vmf.pgoff() + 1;
     let pos = (first << PAGE_SHIFT) as i64;
     let len = (nr << PAGE_SHIFT) as u64;
-    let why = flags::DAX | flags::FAULT | flags::ZERO | flags::NOWAIT;
+    let why = flags::DAX | flags::FAULT | flags::NOWAIT;
     let mut iter = IomapIter::new(mapping.host(), pos, len, why);
     if let Ok(true) = iter.next(ops) {
         let iomap = iter.iomap();
@@ -94,16 +103,19 @@ pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: 
     }
 }
 
-/// How many pages there are behind the fault's in the file, the VMA and the PMD.
-fn room(vmf: &VmFault<'_>) -> usize {
+/// How many pages there are in front of the fault's and behind it in the file, the VMA and the PMD.
+fn room(vmf: &VmFault<'_>) -> (usize, usize) {
     let file = pages_of_size(vmf.mapping().host().size()).saturating_sub(vmf.pgoff() + 1);
     let page = vmf.address() >> PAGE_SHIFT;
-    let vma = (vmf.vma_range().1 >> PAGE_SHIFT) - page - 1;
+    let (start, end) = vmf.vma_range();
+    let vma = (end >> PAGE_SHIFT) - page - 1;
     let pmd = PG_PMD_NR - 1 - page % PG_PMD_NR;
-    file.min(vma).min(pmd)
+    let in_front = (page - (start >> PAGE_SHIFT)).min(page % PG_PMD_NR);
+    (in_front, file.min(vma).min(pmd))
 }
 
-/// Maps `nr` pages from index `first` on, as many as can be had without waiting. Returns how many.
+/// Maps `nr` pages from index `first` on but for the fault's own, as many as can be had without
+/// waiting. Returns how many.
 fn map_pages(
     vmf: &mut VmFault<'_>,
     first: usize,
@@ -119,8 +131,12 @@ fn map_pages(
     {
         let mut xa = xas.lock();
         while locked < nr {
-            xa.set(first + locked);
-            match take(&mut xa, mapping, pages.pfn() + locked, write) {
+            if first + locked == vmf.pgoff() {
+                locked += 1;
+                continue;
+            }
+            let found = xa.walk_to(first + locked);
+            match take(&mut xa, mapping, found, pages.pfn() + locked, write) {
                 Some(is_new) => new |= u64::from(is_new) << locked,
                 None => break,
             }
@@ -128,14 +144,16 @@ fn map_pages(
         }
     }
     let mut mapped = 0;
-    for i in 0..locked {
+    let own = vmf.pgoff();
+    for i in (0..locked).filter(|i| first + i != own) {
         let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
         if new & 1 << i != 0 {
             let _ = owner::associate(mapping, first + i, entry, false);
         }
         if let Some(page) = owner::pages(mapping, entry) {
             let _ref = page.folio().get();
-            if !vmf.insert_page_at(&page, i + 1, write).is_error() {
+            let distance = (first + i).wrapping_sub(own) as isize;
+            if !vmf.insert_page_at(&page, distance, write).is_error() {
                 mapped += 1;
             }
         }
@@ -145,7 +163,7 @@ fn map_pages(
     }
     let mut xa = xas.lock();
     xa.set(first);
-    for i in 0..locked {
+    for i in (0..locked).filter(|i| first + i != own) {
         let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
         xa.walk_to(first + i);
         xa.replace(entry.to_xa());
@@ -154,16 +172,16 @@ fn map_pages(
     mapped
 }
 
-/// Locks the entry at the cursor, which must be for the page at `pfn` or not be there; whether it was
+/// Locks `raw`, the entry at the cursor, which must be for the page at `pfn` or not be there; whether it was
 /// not there. `None` if that cannot be without waiting, or there is nothing to be gained.
 fn take(
     xa: &mut XaLocked<'_, '_>,
     mapping: &AddressSpace,
+    raw: usize,
     pfn: usize,
     write: bool,
 ) -> Option<bool> {
     let wanted = Entry::new(pfn, 0, Kind::Real);
-    let raw = xa.load();
     if raw == 0 {
         // Does not wait for memory; if there is none, the next page will have its own fault.
         xa.store(Entry::empty(0).locked().to_xa());

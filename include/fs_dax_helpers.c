@@ -227,9 +227,9 @@ void rpmem_share_unlock(struct folio *folio, unsigned long flags)
 	spin_unlock_irqrestore(rpmem_share_lock_of(folio), flags);
 }
 
-bool rpmem_userfaultfd_armed(struct vm_area_struct *vma)
+bool rpmem_vma_may_map_around(struct vm_area_struct *vma)
 {
-	return userfaultfd_armed(vma);
+	return !(vma->vm_flags & (VM_RAND_READ | VM_MAYBE_GUARD)) && !userfaultfd_armed(vma);
 }
 
 bool rpmem_vmf_pmd_none(const struct vm_fault *vmf)

@@ -61,7 +61,7 @@ void rpmem_sharing_lock(void);
 void rpmem_sharing_unlock(void);
 unsigned long rpmem_share_lock(struct folio *folio);
 void rpmem_share_unlock(struct folio *folio, unsigned long flags);
-bool rpmem_userfaultfd_armed(struct vm_area_struct *vma);
+bool rpmem_vma_may_map_around(struct vm_area_struct *vma);
 bool rpmem_vmf_pmd_none(const struct vm_fault *vmf);
 bool rpmem_vmf_pmd_huge(const struct vm_fault *vmf);
 

@@ -171,26 +171,30 @@ impl<'a> VmFault<'a> {
         FaultResult(unsafe { bindings::vmf_insert_page_mkwrite(self.0, pages.page(), write) })
     }
 
-    /// As [`VmFault::insert_page`], `nr` pages behind the fault's address. It must be in the VMA.
+    /// As [`VmFault::insert_page`], `distance` pages behind the fault's address. It must be in the
+    /// VMA.
     #[inline]
     pub(crate) fn insert_page_at(
         &mut self,
         pages: &Pages<'_>,
-        nr: usize,
+        distance: isize,
         write: bool,
     ) -> FaultResult {
         let mut vmf = *self.0;
-        vmf.__bindgen_anon_1.address += nr * bindings::PAGE_SIZE;
+        let bytes = distance * bindings::PAGE_SIZE as isize;
+        vmf.__bindgen_anon_1.address = self.address().wrapping_add_signed(bytes);
         // SAFETY: Both are valid; the function uses only the VMA and the address, and refuses an
         // address that is not in the VMA.
         FaultResult(unsafe { bindings::vmf_insert_page_mkwrite(&mut vmf, pages.page(), write) })
     }
 
-    /// Whether a userfaultfd wants to know of faults in the VMA.
+    /// Whether neighbours of the page may be mapped along with it: no userfaultfd wants to know of
+    /// faults in the VMA, nobody has said that accesses are random, and there are no guard markers in
+    /// page table entries, at which `vmf_insert_page_mkwrite()` would warn.
     #[inline]
-    pub(crate) fn is_userfaultfd(&self) -> bool {
+    pub(crate) fn may_map_around(&self) -> bool {
         // SAFETY: The VMA is valid.
-        unsafe { bindings::rpmem_userfaultfd_armed(self.vma()) }
+        unsafe { bindings::rpmem_vma_may_map_around(self.vma()) }
     }
 
     /// `vmf_insert_folio_pmd()`: maps the folio that the pages are, of PMD order. It needs a
