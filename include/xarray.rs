@@ -189,9 +189,56 @@ impl XaLocked<'_, '_> {
         self.xas.raw.xa_index
     }
 
+    /// What `xas_load()` does for a fresh cursor of order 0 in an array with nodes, inline: the walks
+    /// are a good part of what a page costs. `None`, and the cursor stays as it is, in all other
+    /// cases.
+    #[inline]
+    fn walk(&mut self) -> Option<usize> {
+        /// A node's address plus this is an entry, if it is above the small internal entries.
+        const NODE: usize = 2;
+        const MAX_SMALL: usize = 4096;
+
+        let xas = &mut self.xas.raw;
+        if xas.xa_node as usize != RESTART || xas.xa_shift != 0 || xas.xa_sibs != 0 {
+            return None;
+        }
+        // SAFETY: The array is valid and locked, so nodes that are in it are.
+        unsafe {
+            let mut entry = (*xas.xa).xa_head as usize;
+            let mut above = usize::BITS;
+            loop {
+                if entry & 3 != NODE || entry <= MAX_SMALL {
+                    // Nothing, a single entry, a sibling.
+                    return None;
+                }
+                let node = (entry - NODE) as *mut bindings::xa_node;
+                let shift = u32::from((*node).shift);
+                let offset = xas.xa_index >> shift;
+                if above == usize::BITS && offset > CHUNK_MASK {
+                    return None;
+                }
+                above = shift;
+                let offset = offset & CHUNK_MASK;
+                entry = (*node).slots[offset] as usize;
+                // Nothing or a value.
+                if entry == 0 || entry & 1 == 1 {
+                    xas.xa_node = node;
+                    xas.xa_offset = offset as u8;
+                    return Some(entry);
+                }
+                if shift == 0 {
+                    return None;
+                }
+            }
+        }
+    }
+
     /// C's `xas_load()`: the entry at the cursor, 0 if there is none.
     #[inline]
     pub(crate) fn load(&mut self) -> usize {
+        if let Some(entry) = self.walk() {
+            return entry;
+        }
         // SAFETY: The cursor is valid, the array locked.
         unsafe { bindings::xas_load(self.raw()) as usize }
     }
@@ -242,6 +289,9 @@ impl XaLocked<'_, '_> {
     /// C's `xas_find_conflict()`: an entry in the cursor's range, 0 if there is none.
     #[inline]
     pub(crate) fn find_conflict(&mut self) -> usize {
+        if let Some(entry) = self.walk() {
+            return entry;
+        }
         // SAFETY: The cursor is valid, the array locked.
         unsafe { bindings::xas_find_conflict(self.raw()) as usize }
     }
@@ -361,14 +411,9 @@ impl XaLocked<'_, '_> {
             if index & !CHUNK_MASK == self.xas.raw.xa_index & !CHUNK_MASK {
                 let offset = index & CHUNK_MASK;
                 // SAFETY: The node is valid under the lock.
-                let entry = unsafe {
-                    if (*node).shift == 0 {
-                        (*node).slots[offset] as usize
-                    } else {
-                        0
-                    }
-                };
-                if entry & 1 == 1 {
+                let (shift, entry) = unsafe { ((*node).shift, (*node).slots[offset] as usize) };
+                // Nothing or a value: not a sibling, retry or node entry.
+                if shift == 0 && (entry == 0 || entry & 1 == 1) {
                     self.xas.raw.xa_index = index;
                     self.xas.raw.xa_offset = offset as u8;
                     return entry;
