@@ -61,8 +61,8 @@ impl Isa {
     }
 }
 
-/// Lines per turn of the unrolled loops.
-const UNROLL: usize = 16;
+/// Lines per turn of the unrolled loops: a page.
+const UNROLL: usize = 64;
 
 macro_rules! write_back_loop {
     ($(#[$doc:meta])* $name:ident, $insn:literal) => {
@@ -78,22 +78,15 @@ macro_rules! write_back_loop {
                 // change what is in memory.
                 unsafe {
                     asm!(
-                        concat!($insn, " [{p}]"),
-                        concat!($insn, " [{p} + 64]"),
-                        concat!($insn, " [{p} + 128]"),
-                        concat!($insn, " [{p} + 192]"),
-                        concat!($insn, " [{p} + 256]"),
-                        concat!($insn, " [{p} + 320]"),
-                        concat!($insn, " [{p} + 384]"),
-                        concat!($insn, " [{p} + 448]"),
-                        concat!($insn, " [{p} + 512]"),
-                        concat!($insn, " [{p} + 576]"),
-                        concat!($insn, " [{p} + 640]"),
-                        concat!($insn, " [{p} + 704]"),
-                        concat!($insn, " [{p} + 768]"),
-                        concat!($insn, " [{p} + 832]"),
-                        concat!($insn, " [{p} + 896]"),
-                        concat!($insn, " [{p} + 960]"),
+                        concat!(
+                            ".irp line, ",
+                            "0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, ",
+                            "16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31, ",
+                            "32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, ",
+                            "48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63",
+                        ),
+                        concat!($insn, " [{p} + 64 * \\line]"),
+                        ".endr",
                         p = in(reg) p,
                         options(nostack, preserves_flags),
                     );
