@@ -18,7 +18,7 @@ help:
 	@echo '  make run              set everything up, build, boot a guest, show the main job'
 	@echo '  make test             the whole test suite (T=name runs one, KERNELS=all on both kernels)'
 	@echo '  make stress           the long forms of the tests'
-	@echo '  make crash            power failures (N=1000 SEED=… ON=c)'
+	@echo '  make crash            power failures (N=1000 SEED=… ON=c T=workload)'
 	@echo '  make bench            against the C code, by instruction counts (T=name ON=c PARAMS="fs_dax=0")'
 	@echo '                        PROFILE=name: one case, instructions by function (SIDE=rust or c)'
 	@echo '  make bench-flush      the flush loops on this machine, against libpmem'
@@ -46,6 +46,10 @@ stress:
 
 shell:
 	@$(RUNNER) shell $(PARAMS)
+
+crash:
+	@$(RUNNER) crash --on "$(ON)" $(if $(N),--points $(N)) $(if $(SEED),--seed $(SEED)) \
+		$(foreach w,$(T),--workload $(w)) $(CRASH)
 
 # Words of its own instead of a build that ends in an error.
 xfstests:

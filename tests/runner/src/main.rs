@@ -15,9 +15,9 @@ use clap::{Args, Parser, Subcommand};
 use proto::{Machine, On, Request, Tag, TestInfo};
 use runner::report::Report;
 use runner::suite::{self, Options};
+use runner::{Boot, Environment, Kernel, Vm};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
-use runner::{Boot, Environment, Kernel, Vm};
 
 #[derive(Parser)]
 #[command(about = "Boots guests with persistent memory and runs tests in them")]
@@ -167,14 +167,15 @@ fn start(cli: Cli) -> Result<bool> {
             })?;
             let host = !no_host && (name.is_empty() || chosen.is_empty());
             let chosen = vec![chosen; repeat].concat();
-            test(&env, chosen, options, host.then_some(&name))
+            let crash = "crash::short".contains(&*name);
+            test(&env, chosen, options, host.then_some(&name), crash)
         }
         Cmd::Stress { name } => {
             options.stress = true;
             let chosen = select(&env, &name.unwrap_or_default(), g.on, |_, test| {
                 test.has(Tag::Stress) || test.has(Tag::StressOnly)
             })?;
-            test(&env, chosen, options, None)
+            test(&env, chosen, options, None, false)
         }
         Cmd::Shell { params, smp } => {
             let kernel = env.default_kernel();
@@ -247,8 +248,9 @@ fn test(
     chosen: Vec<(&Kernel, TestInfo)>,
     options: Options,
     host: Option<&String>,
+    crash: bool,
 ) -> Result<bool> {
-    if chosen.is_empty() && host.is_none() {
+    if chosen.is_empty() && host.is_none() && !crash {
         bail!("no test of that name");
     }
     let file = if options.stress {
@@ -267,6 +269,10 @@ fn test(
     if let Some(filter) = host {
         suite::run_host(&report, filter)?;
     }
+    let (on, jobs) = (options.on, options.jobs);
     suite::run(env, chosen, options, &report)?;
+    if crash {
+        crash::short(env, on, jobs, &report)?;
+    }
     Ok(report.finish())
 }
