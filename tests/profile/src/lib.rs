@@ -4,18 +4,20 @@
 //! instructions of each piece of guest code ran between two markers.
 //!
 //! The guest brackets what is to be profiled with two NOPs of a certain displacement (see the
-//! guest's bench/probe.rs). Every translated block counts how often it runs, in a counter that
-//! translated code adds to without leaving it; the markers take the difference. At exit the file
-//! named by the argument `out=` gets a line `ADDRESS INSTRUCTIONS-RUN` per block.
+//! guest's bench/probe.rs), and says with a third one that another case begins. Every translated
+//! block counts how often it runs, in a counter that translated code adds to without leaving it; the
+//! markers take the difference. At exit the file named by the argument `out=` gets a line
+//! `CASE ADDRESS INSTRUCTIONS-RUN` per case, counted from 0, and block.
 
 use std::collections::HashMap;
 use std::ffi::{c_char, c_int, c_uint, c_void, CStr};
 use std::fmt::Write;
 use std::sync::Mutex;
 
-/// `nopl DISP(%rax)`: begin and end.
+/// `nopl DISP(%rax)`: begin and end of a piece, another case.
 const BEGIN: [u8; 7] = [0x0f, 0x1f, 0x80, 0x50, 0x42, 0x50, 0x31];
 const END: [u8; 7] = [0x0f, 0x1f, 0x80, 0x50, 0x42, 0x50, 0x32];
+const CASE: [u8; 7] = [0x0f, 0x1f, 0x80, 0x50, 0x42, 0x50, 0x33];
 
 /// The interface version this plugin is written for; QEMU checks it at load.
 #[no_mangle]
@@ -68,14 +70,15 @@ struct Block {
     score: Score,
     /// The same when the last piece to be profiled began.
     begin: u64,
-    /// Instructions run in pieces that were profiled.
-    sum: u64,
+    /// Instructions run in pieces that were profiled, by case.
+    sums: Vec<u64>,
 }
 
 struct State {
     /// By address and number of instructions: a block may be translated again.
     blocks: HashMap<(u64, usize), Block>,
-    pieces: u64,
+    /// How many cases have begun.
+    cases: usize,
     out: String,
 }
 
@@ -105,7 +108,7 @@ pub unsafe extern "C" fn qemu_plugin_install(
     };
     *STATE.lock().unwrap() = Some(State {
         blocks: HashMap::new(),
-        pieces: 0,
+        cases: 0,
         out,
     });
     // SAFETY: the functions match the callback types and live as long as QEMU.
@@ -130,7 +133,7 @@ extern "C" fn translate(_id: u64, tb: *mut c_void) {
                 offset: 0,
             },
             begin: 0,
-            sum: 0,
+            sums: Vec::new(),
         });
         qemu_plugin_register_vcpu_tb_exec_inline_per_vcpu(tb, ADD, block.score, n as u64);
         for i in 0..n {
@@ -140,6 +143,7 @@ extern "C" fn translate(_id: u64, tb: *mut c_void) {
             let marker: Option<extern "C" fn(c_uint, *mut c_void)> = match &bytes[..len.min(16)] {
                 b if b == BEGIN => Some(begin),
                 b if b == END => Some(end),
+                b if b == CASE => Some(case),
                 _ => None,
             };
             if let Some(marker) = marker {
@@ -157,14 +161,21 @@ extern "C" fn begin(_cpu: c_uint, _data: *mut c_void) {
     }
 }
 
+extern "C" fn case(_cpu: c_uint, _data: *mut c_void) {
+    STATE.lock().unwrap().as_mut().expect("set at load").cases += 1;
+}
+
 extern "C" fn end(_cpu: c_uint, _data: *mut c_void) {
     let mut guard = STATE.lock().unwrap();
     let state = guard.as_mut().expect("set at load");
-    state.pieces += 1;
+    let case = state.cases.saturating_sub(1);
     for block in state.blocks.values_mut() {
         // SAFETY: the scoreboard is never freed.
         let now = unsafe { qemu_plugin_u64_sum(block.score) };
-        block.sum += now - block.begin;
+        if now > block.begin {
+            block.sums.resize(block.sums.len().max(case + 1), 0);
+            block.sums[case] += now - block.begin;
+        }
         // A block may see an end without its begin: it was not translated then.
         block.begin = now;
     }
@@ -173,9 +184,11 @@ extern "C" fn end(_cpu: c_uint, _data: *mut c_void) {
 extern "C" fn at_exit(_id: u64, _data: *mut c_void) {
     let guard = STATE.lock().unwrap();
     let state = guard.as_ref().expect("set at load");
-    let mut text = format!("pieces {}\n", state.pieces);
-    for ((address, _), block) in state.blocks.iter().filter(|(_, b)| b.sum > 0) {
-        writeln!(text, "{address:x} {}", block.sum).expect("to a string");
+    let mut text = String::new();
+    for ((address, _), block) in &state.blocks {
+        for (case, sum) in block.sums.iter().enumerate().filter(|(_, sum)| **sum > 0) {
+            writeln!(text, "{case} {address:x} {sum}").expect("to a string");
+        }
     }
     if let Err(e) = std::fs::write(&state.out, text) {
         eprintln!("profile: {}: {e}", state.out);

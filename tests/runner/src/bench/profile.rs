@@ -14,7 +14,7 @@ use runner::{Boot, Environment};
 use super::{job, machine, Options, Row};
 
 /// Functions shown.
-const SHOWN: usize = 45;
+const SHOWN: usize = 70;
 
 pub fn run(env: &Environment, o: &Options<'_>, on: On) -> Result<bool> {
     let plugin = std::env::current_exe()?.with_file_name("libprofile_plugin.so");
@@ -33,61 +33,40 @@ pub fn run(env: &Environment, o: &Options<'_>, on: On) -> Result<bool> {
         "-plugin".into(),
         format!("{},out={}", plugin.display(), counts.display()),
     ];
-    let name = format!("={}", o.name);
-    let o = Options { name: &name, ..*o };
     let sides = if on == On::C {
         "profile-c"
     } else {
         "profile-rust"
     };
     let mut rows: Vec<Row> = Vec::new();
-    job(env, boot, &o, sides, &mut |row| rows.push(row))?;
+    job(env, boot, o, sides, &mut |row| rows.push(row))?;
 
     let symbols = Symbols::read(&File::open(&memory)?, symbols_at)?;
     let text = fs::read_to_string(&counts).context("the plugin left no counts")?;
-    let mut functions: HashMap<String, u64> = HashMap::new();
-    let mut total = 0;
-    for line in text.lines().skip(1) {
-        let (address, count) = line.split_once(' ').context("counts")?;
-        let address = u64::from_str_radix(address, 16)?;
-        let count: u64 = count.parse()?;
-        *functions.entry(symbols.name(address)).or_default() += count;
-        total += count;
+    let mut cases: Vec<HashMap<&str, u64>> = vec![HashMap::new(); rows.len()];
+    for line in text.lines() {
+        let mut words = line.split(' ');
+        let mut word = || words.next().context("counts");
+        let case: usize = word()?.parse()?;
+        let address = u64::from_str_radix(word()?, 16)?;
+        let functions = cases.get_mut(case).context("more cases than figures")?;
+        *functions.entry(symbols.name(address)).or_default() += word()?.parse::<u64>()?;
     }
-    for row in &rows {
+    for (row, functions) in rows.iter().zip(cases) {
         let figures = if on == On::C { &row.c } else { &row.ours };
+        let figure = Row::median(figures).unwrap_or(0.0);
+        println!();
         println!(
-            "{}, {}, {on:?}: {:.0} instructions per {}",
-            row.case,
-            row.fs,
-            Row::median(figures).unwrap_or(0.0),
-            row.unit
+            "{}, {}, {on:?}: {figure:.0} instructions per {}",
+            row.case, row.fs, row.unit
         );
-    }
-    // The scale: what the guest counted itself, over all figures.
-    let units: f64 = rows
-        .iter()
-        .filter_map(|r| {
-            if on == On::C {
-                r.c.as_ref()
-            } else {
-                r.ours.as_ref()
-            }
-        })
-        .map(|f| f.iter().sum::<f64>())
-        .sum();
-    let per_unit = units
-        / rows
-            .iter()
-            .map(|r| r.c.as_ref().or(r.ours.as_ref()).map_or(0, Vec::len))
-            .sum::<usize>()
-            .max(1) as f64;
-    let mut list: Vec<_> = functions.into_iter().collect();
-    list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-    println!("{total} instructions in all; by function, self, share and per unit:");
-    for (name, count) in list.iter().take(SHOWN) {
-        let share = *count as f64 / total as f64;
-        println!("{:6.2}% {:9.1}  {name}", share * 100.0, share * per_unit);
+        let total: u64 = functions.values().sum();
+        let mut list: Vec<_> = functions.into_iter().collect();
+        list.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
+        for (name, count) in list.iter().take(SHOWN) {
+            let share = *count as f64 / total as f64;
+            println!("{:6.2}% {:9.1}  {name}", share * 100.0, share * figure);
+        }
     }
     Ok(true)
 }
@@ -122,13 +101,13 @@ impl Symbols {
         Ok(Symbols(symbols))
     }
 
-    fn name(&self, address: u64) -> String {
+    fn name(&self, address: u64) -> &str {
         if address < 1 << 63 {
-            return "(user space)".into();
+            return "(user space)";
         }
         match self.0.partition_point(|(a, _)| *a <= address) {
-            0 => format!("{address:#x}"),
-            n => self.0[n - 1].1.trim().to_string(),
+            0 => "(unknown)",
+            n => self.0[n - 1].1.trim(),
         }
     }
 }

@@ -9,9 +9,10 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
+use proto::On;
 
 use super::probe::count;
-use super::Place;
+use super::{Place, BALLAST};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{pread2, Aligned};
 use crate::fixture::{Mapping, KIB, MIB, PAGE, PMD};
@@ -341,9 +342,11 @@ fn syncs(list: &mut List) {
             format!("fdatasync 1 page of {name}"),
             "page",
             move |place| {
-                let file = new_file(place)?;
-                file.set_len(0)?;
-                fallocate(&file, 0, 0, size)?;
+                let file = place.mount().open(BALLAST)?;
+                ensure!(
+                    file.metadata()?.len() >= size,
+                    "the file system is too small"
+                );
                 let map = Mapping::pages_only(&file, 0, size)?;
                 // Clean entries all over the file, as after earlier use.
                 (0..size)
@@ -390,15 +393,31 @@ fn syncs(list: &mut List) {
         }))
     });
     // Not mapped before is what a program sees that writes a file once.
-    for (name, mapped) in [
-        ("touch and fdatasync 256", false),
-        ("touch and fdatasync 256, mapped", true),
+    for (name, mapped, ahead, target) in [
+        ("touch and fdatasync 256", false, None, 0.5),
+        ("touch and fdatasync 256, mapped", true, None, 0.5),
+        (
+            "touch and fdatasync 256, fault_around_write=16",
+            false,
+            Some("16"),
+            0.5,
+        ),
+        (
+            "touch and fdatasync 256, fault_around_write=0",
+            false,
+            Some("0"),
+            1.0,
+        ),
     ] {
         list.add(name, "page", move |place| {
+            let param = ahead
+                .map(|n| Param::set(place, "fault_around_write", n))
+                .transpose()?;
             let file = new_file(place)?;
             refill(&file, N * PAGE, Blocks::Written)?;
             let kept = Mapping::pages_only(&file, 0, N * PAGE)?;
             Ok(Box::new(move || {
+                let _param = &param;
                 let fresh;
                 let map = if mapped {
                     &kept
@@ -415,25 +434,57 @@ fn syncs(list: &mut List) {
                 Ok(n as f64 / N as f64)
             }))
         })
-        .target(0.5);
+        .target(target);
+    }
+}
+
+/// A parameter of our module that has another value for a while.
+struct Param {
+    path: String,
+    old: String,
+}
+
+impl Param {
+    /// Nothing happens on C.
+    fn set(place: &Place, name: &str, value: &str) -> Result<Option<Param>> {
+        if place.on == On::C {
+            return Ok(None);
+        }
+        let path = format!("/sys/module/rust_pmem/parameters/{name}");
+        let old = std::fs::read_to_string(&path).context(path.clone())?;
+        std::fs::write(&path, value).with_context(|| format!("{value} > {path}"))?;
+        Ok(Some(Param { path, old }))
+    }
+}
+
+impl Drop for Param {
+    fn drop(&mut self) {
+        let _ = std::fs::write(&self.path, &self.old);
     }
 }
 
 // ---- munmap, truncate, punch ------------------------------------------------
 
 fn unmaps(list: &mut List) {
-    list.add("munmap dirty", "page", |place| {
-        let file = new_file(place)?;
-        refill(&file, N * PAGE, Blocks::Written)?;
-        Ok(Box::new(move || {
-            let map = Mapping::pages_only(&file, 0, N * PAGE)?;
-            (0..N).for_each(|i| map.touch(i * PAGE, 1));
-            let (n, ()) = count(|| drop(map));
-            fdatasync(&file)?;
-            Ok(n as f64 / N as f64)
-        }))
-    })
-    .target(1.25);
+    for (name, flush, target) in [
+        ("munmap dirty", "Y", 1.25),
+        ("munmap dirty, flush_on_unmap=N", "N", 1.25),
+    ] {
+        list.add(name, "page", move |place| {
+            let param = Param::set(place, "flush_on_unmap", flush)?;
+            let file = new_file(place)?;
+            refill(&file, N * PAGE, Blocks::Written)?;
+            Ok(Box::new(move || {
+                let _param = &param;
+                let map = Mapping::pages_only(&file, 0, N * PAGE)?;
+                (0..N).for_each(|i| map.touch(i * PAGE, 1));
+                let (n, ()) = count(|| drop(map));
+                fdatasync(&file)?;
+                Ok(n as f64 / N as f64)
+            }))
+        })
+        .target(target);
+    }
     list.add("munmap clean", "page", |place| {
         let file = new_file(place)?;
         refill(&file, N * PAGE, Blocks::Written)?;
@@ -475,6 +526,8 @@ fn unmaps(list: &mut List) {
         Ok(Box::new(move || {
             refill(&file, SIZE, Blocks::Unwritten)?;
             let map = Mapping::pages_only(&file, 0, SIZE)?;
+            // What the last turn's file had is freed after a grace period.
+            std::thread::sleep(std::time::Duration::from_millis(300));
             let before = nodes()?;
             (0..SIZE / PAGE).for_each(|i| map.touch(i * PAGE, 1));
             let grown = nodes()?.saturating_sub(before);

@@ -6,21 +6,6 @@
 use std::arch::asm;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// Whether pieces are recorded by the profiler.
-static RECORD: AtomicBool = AtomicBool::new(false);
-
-/// What follows is recorded by the profiler, or not.
-pub fn record(on: bool) {
-    RECORD.store(on, Ordering::Relaxed);
-}
-
-/// The time stamp counter: guest instructions under `-icount shift=0`.
-#[inline(always)]
-fn now() -> u64 {
-    // SAFETY: RDTSC has no requirements.
-    unsafe { core::arch::x86_64::_rdtsc() }
-}
-
 /// `nopl DISP(%rax)` with a displacement that tests/profile looks for.
 macro_rules! mark {
     ($n:literal) => {
@@ -33,6 +18,26 @@ macro_rules! mark {
             )
         }
     };
+}
+
+/// Whether pieces are recorded by the profiler.
+static RECORD: AtomicBool = AtomicBool::new(false);
+
+/// What follows is recorded by the profiler, or not.
+pub fn record(on: bool) {
+    RECORD.store(on, Ordering::Relaxed);
+}
+
+/// Tells the profiler that another case begins.
+pub fn next_case() {
+    mark!("0x33504250"); // "PBP3"
+}
+
+/// The time stamp counter: guest instructions under `-icount shift=0`.
+#[inline(always)]
+fn now() -> u64 {
+    // SAFETY: RDTSC has no requirements.
+    unsafe { core::arch::x86_64::_rdtsc() }
 }
 
 /// Instructions that `f` takes, and what it returns.
