@@ -46,6 +46,14 @@ pub(crate) trait Operations: Sized + Send + Sync + 'static {
     fn memory_failure(map: &Pagemap<Self>, offset: u64, len: u64, flags: i32) -> Result;
 }
 
+/// Whether the `flags` of a memory failure are those of madvise(MADV_HWPOISON): a process tries out
+/// what poison does to those who have a page mapped. Memory that is bad, or that an administrator
+/// takes out of use, has others.
+pub(crate) fn is_simulated_by_process(flags: i32) -> bool {
+    let both = bindings::mf_flags_MF_SW_SIMULATED | bindings::mf_flags_MF_COUNT_INCREASED;
+    flags as u32 & both == both
+}
+
 /// `struct dev_pagemap_ops` of a driver.
 ///
 /// # Invariants

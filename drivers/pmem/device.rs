@@ -117,19 +117,22 @@ impl dev_pagemap::Operations for State {
 
     /// Follows C's pmem_pagemap_memory_failure(), and also notes the range as bad. For other
     /// memory ACPI's machine check handler does that; for a legacy range nobody would, and the next
-    /// read would trip over the same poison.
+    /// read would trip over the same poison. What a process simulates in its own mapping is not
+    /// noted, as on C: the memory is good, and other files of the file system may be in it later.
     fn memory_failure(device: &Device, offset: u64, len: u64, flags: i32) -> Result {
         device.counters.memory_failures.add(1, Relaxed);
-        if !device
-            .bad_blocks
-            .set(offset >> SECTOR_SHIFT, len >> SECTOR_SHIFT)
-        {
-            pr_err!(
-                "rpmem{}: the list of bad blocks is full: {len} bytes at {offset:#x} are corrupted but not on it\n",
-                device.index
-            );
+        if !dev_pagemap::is_simulated_by_process(flags) {
+            if !device
+                .bad_blocks
+                .set(offset >> SECTOR_SHIFT, len >> SECTOR_SHIFT)
+            {
+                pr_err!(
+                    "rpmem{}: the list of bad blocks is full: {len} bytes at {offset:#x} are corrupted but not on it\n",
+                    device.index
+                );
+            }
+            device.notify_bad_blocks();
         }
-        device.notify_bad_blocks();
         let dax = device.dax.as_ref().ok_or_else(errno::opnotsupp)?;
         dax.notify_failure(offset, len, flags)
     }
