@@ -25,22 +25,31 @@ for k in "${wanted[@]}"; do
 	case " ${args[*]} " in *" $name="*) continue ;; esac
 	args+=(--kernel "$name=$($env kernel "$name")")
 	t0=$SECONDS
-	scripts/build.sh modules "$name" >/dev/null
+	KERNEL=$name scripts/build.sh modules >/dev/null
 	say "rust_pmem.ko for $name: $((SECONDS - t0)) s"
 done
 
+# Compiled crates of registries are kept in the cache, keyed by what they are made from: a
+# fresh clone builds only what is in the repository. (cargo tells its own sources' state by
+# their times, so those are never shared between clones.)
+deps=/cache/crates-$(cat Cargo.lock Cargo.toml | sha256sum | cut -c1-12)-$($env root | grep -o '[^-]*$')
 t0=$SECONDS
+[ -d build/target ] || $env run bash -c "mkdir -p build && [ ! -d $deps ] || cp -a $deps build/target"
 $env run cargo build --release --locked --workspace ${CI:+--quiet}
+$env run bash -c '
+	[ ! -d $1 ] || exit 0
+	own=$(cargo metadata --locked --no-deps --format-version 1 | grep -o "\"name\":\"[a-z_-]*\",\"version\"" | cut -d\" -f4 | tr - _ | sort -u)
+	tmp=$1.$$.tmp
+	mkdir $tmp $tmp/release
+	cp -a build/target/.rustc_info.json $tmp/
+	cp -a build/target/release/{.fingerprint,build,deps} $tmp/release/
+	for name in $own; do
+		for n in $name ${name//_/-}; do
+			rm -rf $tmp/release/.fingerprint/$n-* $tmp/release/build/$n-* $tmp/release/deps/{,lib}${n}-*
+		done
+	done
+	mv -T $tmp $1 2>/dev/null || rm -rf $tmp
+' deps "$deps"
 say "runner and guest programs: $((SECONDS - t0)) s"
-
-# A program that suites run in the guest; kept in the cache (FSX in tests/runner/src/vm.rs).
-case $1 in
-test|stress)
-	$env run bash -c '[ -x /cache/tools/fsx-0.3.2/bin/fsx ] || {
-		echo "[build] installing fsx 0.3.2" >&2
-		cargo install --quiet --locked --root /cache/tools/fsx-0.3.2 fsx@0.3.2
-	}'
-	;;
-esac
 
 exec $env run build/target/release/runner "${args[@]}" "$@"
