@@ -33,6 +33,7 @@ use super::{
         self,
         Wake, //
     },
+    making,
     owner,
     range::pages_of_size,
     stats::Stats, //
@@ -89,7 +90,11 @@ pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: 
     if let Ok(true) = iter.next(ops) {
         let iomap = iter.iomap();
         let nr = (iter.length() as usize) >> PAGE_SHIFT;
-        if iomap.type_() == Type::Mapped && !iomap.is_shared() && !iomap.is_new() && nr > 0 {
+        let ready = iomap.type_() == Type::Mapped
+            && !iomap.is_shared()
+            && !iomap.is_new()
+            && !making::may_be_unready(mapping);
+        if ready && nr > 0 {
             let alive = DaxReadLock::new();
             if let Ok(extent) = io::direct_access(&alive, iomap, pos, nr) {
                 if let Some(pages) = extent.pages(mapping) {

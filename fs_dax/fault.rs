@@ -34,6 +34,7 @@ use super::{
         Found,
         LockedEntry, //
     },
+    making,
     owner,
     range::{
         pages_of_size,
@@ -54,6 +55,7 @@ use crate::include::{
         IomapOps,
         Type, //
     },
+    task,
     trace,
     vm_fault::{
         count_major_fault,
@@ -246,6 +248,12 @@ fn map_extent(
     if iomap.type_() != Type::Mapped && !iomap.is_shared() {
         super::bug("a file system gave no blocks to write to");
         return error(EIO);
+    }
+
+    if !iomap.is_new() && making::may_be_unready(locked.mapping()) {
+        // Let the write go on, then try again.
+        task::cond_resched();
+        return FaultResult::NONE;
     }
 
     let nr = 1 << order;

@@ -24,6 +24,7 @@ use super::{
         PAGE_SIZE, //
     },
     layout,
+    making::Making,
     range::{
         device_pgoff,
         edges, //
@@ -149,7 +150,10 @@ pub(super) fn iomap_rw(
     let mut cow = false;
     let mut written = WrittenBack::nothing();
     let result = loop {
-        match iter.next(ops) {
+        let making = write.then(|| Making::blocks(mapping));
+        let next = iter.next(ops);
+        drop(making);
+        match next {
             Ok(true) => {}
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
@@ -210,6 +214,8 @@ fn rw_extent(
     }
 
     // What is mapped there, zero pages or the source of copy-on-write, is not the file's any more.
+    // A fault that is making the blocks (see `making`) has a locked entry there which stands for
+    // nothing yet: invalidating waits for it.
     let first = iter.pos() as usize >> PAGE_SHIFT;
     let last = (end - 1) as usize >> PAGE_SHIFT;
     if iter.iomap().is_new() || cow || (write && layout::has_holes(mapping, first, last)) {

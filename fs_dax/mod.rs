@@ -10,6 +10,7 @@
 //! - `lock`: locked entries
 //! - `owner`: from folios back to files
 //! - `fault`, `ahead`: page faults, and mapping more than was asked for
+//! - `making`: blocks that are not ready yet
 //! - `writeback`: fsync, msync, sync
 //! - `unmap`: flush on unmap, pages written by devices
 //! - `layout`: truncation, hole punching, invalidation
@@ -23,6 +24,7 @@ mod fault;
 mod io;
 mod layout;
 mod lock;
+mod making;
 mod memory_failure;
 mod owner;
 mod range;
