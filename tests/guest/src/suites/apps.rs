@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
 use anyhow::{bail, ensure, Context, Result};
@@ -43,6 +43,11 @@ pub fn suite(s: &mut Suite) {
         }
         s.test(format!("luks_{fs}"), move |ctx| luks(ctx, fs))
             .limit(180);
+        s.test(format!("write_and_store_{fs}"), move |ctx| {
+            write_and_store(ctx, fs)
+        })
+        .tag(Tag::Stress)
+        .c_is_wrong("ext4 gives out blocks before it has zeroed them (generic/346)");
         s.test(format!("mdadm_{fs}"), move |ctx| mdadm(ctx, fs))
             .limit(120);
     }
@@ -186,6 +191,42 @@ fn fsx_direct(ctx: &Ctx, fs: Fs) -> Result<()> {
     drop(file);
     let mount = mount.remount()?;
     same("after a remount", &fs::read(mount.path("direct"))?, &good)?;
+    finish(mount)
+}
+
+/// What generic/346 does: two threads go over the pages of a preallocated file, one with write(2),
+/// the other with stores to a mapping, each to its own bytes. Nothing may be lost.
+fn write_and_store(ctx: &Ctx, fs: Fs) -> Result<()> {
+    const SIZE: u64 = 16 * MIB;
+    const PLACES: [u64; 2] = [1024, 3072];
+    let driver = Driver::load(ctx, &[])?;
+    let mount = mounted(&driver, fs)?;
+    for round in 0..ctx.pick(4u8, 40) {
+        let file = mount.allocate("f", SIZE)?;
+        let map = Mapping::shared(&file, 0, SIZE)?;
+        let marks = [2 * round + 1, 2 * round + 2].map(|m| [m; 8]);
+        let pages = || (0..SIZE).step_by(PAGE as usize);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| -> Result<()> {
+                for page in pages() {
+                    file.write_all_at(&marks[0], page + PLACES[0])?;
+                }
+                Ok(())
+            });
+            for page in pages() {
+                map.write(page + PLACES[1], &marks[1]);
+            }
+            writer.join().expect("the writer panicked")
+        })?;
+        for page in pages() {
+            for (place, mark) in PLACES.into_iter().zip(&marks) {
+                let what = format!("round {round}, page at {page:#x}, byte {place}");
+                same(&what, &map.read(page + place, 8), mark)?;
+            }
+        }
+        drop((map, file));
+        fs::remove_file(mount.path("f"))?;
+    }
     finish(mount)
 }
 
