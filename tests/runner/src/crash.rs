@@ -126,7 +126,10 @@ pub fn short(env: &Environment, on: On, jobs: usize, report: &Report) -> Result<
     let mut options = Options::short();
     if on == On::C {
         // dax_break_layout() forgets dirty pages there, so `meta` loses data now and then.
-        options.workloads = Workload::ALL.into_iter().filter(|w| !w.rust_only()).collect();
+        options.workloads = Workload::ALL
+            .into_iter()
+            .filter(|w| !w.rust_only())
+            .collect();
         options.workloads.retain(|w| *w != Workload::Meta);
     }
     let outcome = match campaign(env, &options, on, jobs, ProgressBar::hidden()) {
@@ -216,9 +219,9 @@ fn plan(options: &Options, on: On, seed: u64) -> Vec<Run> {
             Run {
                 workload,
                 fs,
-                seed: options
-                    .run_seed
-                    .unwrap_or_else(|| mix(seed.wrapping_mul(1 << 20).wrapping_add(i as u64)) >> 16),
+                seed: options.run_seed.unwrap_or_else(|| {
+                    mix(seed.wrapping_mul(1 << 20).wrapping_add(i as u64)) >> 16
+                }),
                 points,
             }
         })
@@ -312,7 +315,7 @@ impl Campaign<'_> {
                     sample: Some(Sample {
                         points: run.points,
                         seed: run.seed,
-                        strict: !self.options.lenient && !run.workload.needs_locked_fences(),
+                        strict: !self.options.lenient,
                         out: scratch.into(),
                     }),
                     text: self.task(run, None)?,
@@ -335,7 +338,8 @@ impl Campaign<'_> {
                 let name = Point::load_header(&path)?.name;
                 let kind = match below(&mut rng, 20) {
                     0..10 => Kind::Media,
-                    10..17 => Kind::Random,
+                    10..17 if run.workload.stands_torn_lines() => Kind::Random,
+                    10..17 => Kind::Media,
                     _ => Kind::All,
                 };
                 let seed = below(&mut rng, 1 << 32);
@@ -554,7 +558,9 @@ impl Campaign<'_> {
                         Outcome::Failed(why) => match why.strip_prefix("kernel: ") {
                             Some(first) => {
                                 // The log is cut at its beginning, this is not.
-                                trouble.extend(Some(first).filter(|m| is_trouble(m)).map(String::from));
+                                trouble.extend(
+                                    Some(first).filter(|m| is_trouble(m)).map(String::from),
+                                );
                                 true
                             }
                             None => false,
@@ -566,7 +572,10 @@ impl Campaign<'_> {
                     }
                     let path = self.env.log(&format!("crash-{log}-guest"));
                     fs::write(&path, text)?;
-                    return Ok(Some((format!("{outcome:?} (log: {})", path.display()), trouble)));
+                    return Ok(Some((
+                        format!("{outcome:?} (log: {})", path.display()),
+                        trouble,
+                    )));
                 }
                 Ok(_) => {}
                 Err(death) => return Ok(Some((death.to_string(), death.trouble))),

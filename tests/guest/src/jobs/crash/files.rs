@@ -203,8 +203,12 @@ impl Run<'_> {
                 store(&mapping, op, number);
                 msync(&mapping, op)?;
             }
-            // Unmap: dropping the mapping is all.
-            _ => store(&mapping, op, number),
+            // Unmap. What is written back then is not fenced for us.
+            _ => {
+                store(&mapping, op, number);
+                drop(mapping);
+                sfence();
+            }
         }
         Ok(())
     }
