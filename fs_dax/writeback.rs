@@ -13,10 +13,9 @@ use super::{
     },
     lock::{
         self,
-        next_unlocked,
         pass_on,
         unmark_dirty,
-        Found,
+        wait_unlocked,
         Wake, //
     },
     range::page_range,
@@ -125,11 +124,13 @@ fn collect(
             if !batch.is_empty() {
                 break;
             }
-            match next_unlocked(xa, mapping, 0) {
-                Found::Unlocked(now) if xa.is_marked(Mark::Dirty) => entry = now,
+            // Not `next_unlocked()`, which looks behind an entry that the cursor is at already and
+            // would find nothing: the fsync would return before the other one's flush is done.
+            match wait_unlocked(xa, mapping, entry) {
+                Some(now) if xa.is_marked(Mark::Dirty) => entry = now,
                 found => {
                     // Written back by somebody else, or gone.
-                    if let Found::Unlocked(now) = found {
+                    if let Some(now) = found {
                         pass_on(mapping, xa.index(), now);
                     }
                     raw = xa.find_marked(last, Mark::Dirty);
