@@ -247,14 +247,15 @@ pub fn all_stacks() -> String {
     };
     for process in processes.flatten() {
         let path = process.path();
-        // Kernel threads have no command line.
-        match fs::read_to_string(path.join("cmdline")) {
-            Ok(line) if !line.is_empty() => {
-                text.push_str(&format!(
-                    "{}: {}\n",
-                    path.display(),
-                    line.replace('\0', " ")
-                ));
+        // Kernel threads have this flag. The command line would say more, but reading it waits for
+        // the process's mmap_lock, which may be what hangs.
+        const PF_KTHREAD: u64 = 0x0020_0000;
+        let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
+        let flags = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(6));
+        match flags.and_then(|f| f.parse::<u64>().ok()) {
+            Some(flags) if flags & PF_KTHREAD == 0 => {
+                let name = fs::read_to_string(path.join("comm")).unwrap_or_default();
+                text.push_str(&format!("{}: {}\n", path.display(), name.trim()));
             }
             _ => continue,
         }

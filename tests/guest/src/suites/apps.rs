@@ -465,7 +465,7 @@ fn expect_no_dax(made: &Made) -> Result<()> {
 fn small(fs: Fs) -> &'static [&'static str] {
     match fs {
         Fs::Ext4 => &[],
-        Fs::Xfs => &["-l", "size=64m"],
+        Fs::Xfs => &["-l", "size=64m", "-d", "agcount=2"],
     }
 }
 

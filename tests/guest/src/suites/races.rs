@@ -419,7 +419,13 @@ fn mixed(dax: Dax, time: Duration, what: Mix) -> Result<()> {
 fn fsync_waits_for_flush(ctx: &Ctx) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     let dax = Dax::on(driver.disk(0), Fs::Ext4)?;
-    let trace = Trace::start(&["rust_pmem/rpmem_run"])?;
+    let trace = Trace::start(&[
+        "rust_pmem/rpmem_run",
+        "rust_pmem/rpmem_writeback",
+        "rust_pmem/rpmem_writeback_done",
+        "rust_pmem/rpmem_wait",
+    ])?;
+    trace.exact_order()?;
     let mut overlaps = 0;
     for huge in [true, false] {
         let file = dax.file(if huge { "huge" } else { "small" }, huge)?;
@@ -454,7 +460,7 @@ fn fsync_waits_for_flush(ctx: &Ctx) -> Result<()> {
                 second.join().expect("the second thread panicked")
             })?;
             let events = trace.take()?;
-            let flushed = events.iter().position(|l| l.contains("rpmem_run"));
+            let flushed = events.iter().position(|l| l.contains("rpmem_run:"));
             let returned = events.iter().position(|l| l.contains("returned"));
             match (flushed, returned) {
                 (Some(flushed), Some(returned)) if flushed < returned => {}
