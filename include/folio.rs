@@ -41,13 +41,13 @@ pub(crate) struct Pages<'a> {
 }
 
 impl<'a> Pages<'a> {
-    /// The pages, if these are such pages. `_sb` is a superblock on the device they are of (or any
-    /// other thing that keeps the pagemap), or at least a witness that there is one.
+    /// The pages, if these are such pages. `_mapping` is a file's on the device they are of, which
+    /// keeps the pagemap.
     #[inline]
     pub(crate) fn new(_mapping: &'a AddressSpace, pfn: usize, nr: usize) -> Option<Self> {
         // Almost always pages of our own; a file system may have others on a second device.
-        // SAFETY: Checks before it looks at the pages.
         let valid = dev_pagemap::has_pfns(pfn, nr)
+            // SAFETY: Checks before it looks at the pages.
             || unsafe { bindings::rpmem_pfns_are_fsdax(pfn, nr) };
         // INVARIANT: A file system on the device is mounted as long as one of its files is in use,
         // and the pagemap stays as long as the device is open. Ranges are contiguous: the first and

@@ -48,7 +48,7 @@ fn main() -> Result<()> {
         let _ = std::fs::remove_file(part(isa));
     }
     std::fs::create_dir_all(RESULTS)?;
-    std::fs::write(format!("{RESULTS}/bench-flush.tsv"), rows)?;
+    std::fs::write(format!("{RESULTS}/bench-flush.tsv"), &rows)?;
     let ratios: Vec<f64> = rows
         .lines()
         .filter_map(|row| row.rsplit('\t').next()?.parse().ok())

@@ -389,6 +389,7 @@ mod tests {
         /// than what was durable before, and at a fence at least as new as what its
         /// CPU had written back.
         #[test]
+        #[allow(clippy::needless_range_loop)] // over several lists at once
         fn history(ops in ops(512)) {
             let mut m = Machine::new(512);
             // For each byte: all values it ever had, in order; the index that is durable.

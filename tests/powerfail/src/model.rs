@@ -393,7 +393,7 @@ mod tests {
         Op {
             file: 0,
             how,
-            ranges: vec![range],
+            ranges: Vec::from([range]),
         }
     }
 

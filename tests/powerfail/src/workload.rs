@@ -250,6 +250,7 @@ impl Draw {
         (0..1 + self.below(3)).map(|_| self.range(size)).collect()
     }
 
+    #[allow(clippy::single_range_in_vec_init)] // ranges of a file, of which there may be more
     fn op(&mut self, workload: Workload) -> Op {
         use How::*;
         let how = match workload {
@@ -315,11 +316,11 @@ pub fn fill(number: u16, file: usize, offset: u64, buffer: &mut [u8]) {
     if number == 0 {
         return buffer.fill(0);
     }
-    let key = (number as u64) << 48 ^ (file as u64) << 40;
+    let key = ((number as u64) << 48) ^ ((file as u64) << 40);
     let mut at = 0;
     while at < buffer.len() {
         let position = offset + at as u64;
-        let word = mix(key ^ position / 8).to_le_bytes();
+        let word = mix(key ^ (position / 8)).to_le_bytes();
         let skip = (position % 8) as usize;
         let n = (8 - skip).min(buffer.len() - at);
         buffer[at..at + n].copy_from_slice(&word[skip..skip + n]);
@@ -337,7 +338,7 @@ pub fn mix(mut z: u64) -> u64 {
 
 /// A transaction of a database: keys to put (with a value of so many bytes) or delete.
 pub fn transaction(seed: u64, number: u64) -> Vec<(u64, Option<Vec<u8>>)> {
-    let mut rng = rng(mix(seed ^ number << 32));
+    let mut rng = rng(mix(seed ^ (number << 32)));
     (0..1 + below(&mut rng, 6))
         .map(|_| {
             let key = below(&mut rng, 60);

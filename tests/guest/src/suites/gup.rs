@@ -159,7 +159,7 @@ fn dma_after_fsync(ctx: &Ctx) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     for fs in Fs::ALL {
         let dax = Dax::on(driver.disk(0), fs)?;
-        let (slow, disk) = SlowDisk::load(Duration::from_millis(700))?;
+        let (slow, disk) = SlowDisk::load(Duration::from_millis(2000))?;
         for (name, huge) in [("small", false), ("huge", true)] {
             let file = dax.file(name, huge)?;
             let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
@@ -240,7 +240,8 @@ impl Held {
 /// Truncation, punching and collapsing wait as long as a pipe holds a page of the range, with the
 /// page's old bytes in it.
 fn pinned(dax: Dax) -> Result<()> {
-    let changes: [(&str, fn(&File) -> Result<()>); 3] = [
+    type Change = fn(&File) -> Result<()>;
+    let changes: [(&str, Change); 3] = [
         ("truncate", |f| Ok(f.set_len(5 * PAGE)?)),
         ("punch", |f| punch(f, 4 * PAGE, 8 * PAGE)),
         ("collapse", |f| {
@@ -467,7 +468,7 @@ fn uring(ctx: &Ctx) -> Result<()> {
         let map = Mapping::shared(&file, 0, len)?;
         let mut model = Model::zeroed(len);
         let mut ring = IoUring::new(8).context("io_uring_setup")?;
-        let mut submit = |ring: &mut IoUring, entry: io_uring::squeue::Entry| -> Result<usize> {
+        let submit = |ring: &mut IoUring, entry: io_uring::squeue::Entry| -> Result<usize> {
             // SAFETY: buffers outlive the completion that is waited for here.
             unsafe { ring.submission().push(&entry)? };
             ring.submit_and_wait(1)?;

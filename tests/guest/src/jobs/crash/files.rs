@@ -2,7 +2,7 @@
 
 //! Workloads on files, and on the device as if it were one.
 
-use std::collections::HashMap;
+use std::collections::hash_map::{Entry, HashMap};
 use std::fs::{self, File};
 use std::io::IoSlice;
 use std::os::fd::AsRawFd;
@@ -103,17 +103,18 @@ struct Run<'a> {
 
 impl Run<'_> {
     fn kept(&mut self, file: usize) -> Result<&Mapping> {
-        if !self.kept.contains_key(&file) {
-            let opened = self.place.open(file, 0)?;
-            let len = opened.metadata()?.len();
-            let mapping = if self.sync {
-                Mapping::sync(&opened, 0, len).context("mmap with MAP_SYNC")?
-            } else {
-                Mapping::shared(&opened, 0, len)?
-            };
-            self.kept.insert(file, mapping);
-        }
-        Ok(&self.kept[&file])
+        Ok(match self.kept.entry(file) {
+            Entry::Occupied(mapping) => mapping.into_mut(),
+            Entry::Vacant(place) => {
+                let opened = self.place.open(file, 0)?;
+                let len = opened.metadata()?.len();
+                place.insert(if self.sync {
+                    Mapping::sync(&opened, 0, len).context("mmap with MAP_SYNC")?
+                } else {
+                    Mapping::shared(&opened, 0, len)?
+                })
+            }
+        })
     }
 
     fn perform(&mut self, op: &Op, number: u16) -> Result<()> {
