@@ -79,7 +79,7 @@ fn section_text(config: &str, section: &str) -> String {
     let head = format!("[{section}]");
     let lines = config.lines().skip_while(|l| **l != head).enumerate();
     let lines = lines.take_while(|(i, l)| *i == 0 || !l.starts_with('['));
-    lines.map(|(_, l)| format!("{l}\n")).collect()
+    lines.flat_map(|(_, l)| [l, "\n"]).collect()
 }
 
 /// The tests of a tree, with their groups.
