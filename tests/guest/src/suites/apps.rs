@@ -261,7 +261,7 @@ fn lmdb(ctx: &Ctx, fs: Fs) -> Result<()> {
                     );
                 } else {
                     let len = random.below(6000) as usize;
-                    let value = pattern(round << 32 | number << 8 | i, key, len);
+                    let value = pattern((round << 32) | (number << 8) | i, key, len);
                     table.put(&mut txn, &key, &value)?;
                     next.insert(key, value);
                 }
@@ -390,7 +390,7 @@ fn dm(ctx: &Ctx, fs: Fs, kind: &str) -> Result<()> {
     let disks = driver.disks();
     ensure!(disks.len() == 2, "two disks are needed");
     // In sectors; whole stripes of 2 MiB.
-    let sizes = [disks[0].size / 512 & !4095, disks[1].size / 512 & !4095];
+    let sizes = [(disks[0].size / 512) & !4095, (disks[1].size / 512) & !4095];
     let table = match kind {
         "linear" => format!(
             "0 {} linear {} 0\\n{} {} linear {} 0",

@@ -136,7 +136,7 @@ impl Rng {
 
 /// A page whose words all say whose page they are: page number above, a running number below.
 fn stamp(page: u64, number: u64) -> Vec<u8> {
-    let word = ((page + 1) << 40 | number & 0xff_ffff_ffff).to_le_bytes();
+    let word = (((page + 1) << 40) | (number & 0xff_ffff_ffff)).to_le_bytes();
     word.repeat(PAGE as usize / 8)
 }
 
