@@ -126,8 +126,7 @@ impl Hooks {
             func: Some(handler::<D>),
             // The handler calls nothing that is hooked: no recursion protection needed. Permanent:
             // live mappings must not change sides when tracing is switched off.
-            flags: (bindings::FTRACE_OPS_FL_IPMODIFY | bindings::FTRACE_OPS_FL_PERMANENT)
-                as usize,
+            flags: (bindings::FTRACE_OPS_FL_IPMODIFY | bindings::FTRACE_OPS_FL_PERMANENT) as usize,
             ..Default::default()
         };
         let ops: Pin<KBox<Opaque<bindings::ftrace_ops>>> =

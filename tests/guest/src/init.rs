@@ -251,7 +251,10 @@ pub fn all_stacks() -> String {
         // the process's mmap_lock, which may be what hangs.
         const PF_KTHREAD: u64 = 0x0020_0000;
         let stat = fs::read_to_string(path.join("stat")).unwrap_or_default();
-        let flags = stat.rsplit(')').next().and_then(|s| s.split_whitespace().nth(6));
+        let flags = stat
+            .rsplit(')')
+            .next()
+            .and_then(|s| s.split_whitespace().nth(6));
         match flags.and_then(|f| f.parse::<u64>().ok()) {
             Some(flags) if flags & PF_KTHREAD == 0 => {
                 let name = fs::read_to_string(path.join("comm")).unwrap_or_default();

@@ -39,10 +39,10 @@ mod on_x86 {
         // CPUID leaf 7: EBX bit 23 is CLFLUSHOPT, bit 24 CLWB.
         // SAFETY: Every x86-64 processor has leaf 7.
         let ebx = unsafe { core::arch::x86_64::__cpuid_count(7, 0) }.ebx;
-        if ebx & 1 << 23 != 0 {
+        if ebx & (1 << 23) != 0 {
             isas.push(Isa::Clflushopt);
         }
-        if ebx & 1 << 24 != 0 {
+        if ebx & (1 << 24) != 0 {
             isas.push(Isa::Clwb);
         }
         isas

@@ -19,5 +19,9 @@ fn main() -> anyhow::Result<()> {
     let kind: Kind = serde_json::from_value(args[3].clone().into())?;
     point.apply(kind, args[4].parse()?, &mut range);
     println!("{:?}", point.header);
-    save_range(Path::new(&args[5]), &range, std::slice::from_ref(&(0..size)))
+    save_range(
+        Path::new(&args[5]),
+        &range,
+        std::slice::from_ref(&(0..size)),
+    )
 }

@@ -381,7 +381,11 @@ fn others_keep_c(ctx: &Ctx) -> Result<()> {
     for fs in Fs::ALL {
         let ours = Dax::on(driver.disk(0), fs)?;
         // Of four groups, none of a device this small would have room for the log.
-        let args: &[&str] = if fs == Fs::Xfs { &["-d agcount=2"] } else { &[] };
+        let args: &[&str] = if fs == Fs::Xfs {
+            &["-d agcount=2"]
+        } else {
+            &[]
+        };
         let theirs = fs.make_on(&device, args)?.mount("dax=always")?;
         ensure!(crate::fixture::fs::is_dax(&theirs.dir)? || theirs.create("probe").is_ok());
         let their_file = theirs.allocate("f", 64 * PAGE)?;

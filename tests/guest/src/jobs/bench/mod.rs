@@ -79,7 +79,9 @@ pub fn run(ctx: &Ctx, args: &[&str]) -> Result<()> {
         .into_iter()
         .filter(|c| {
             // "a|b" is any of them.
-            pattern.split('|').any(|part| slug(&c.name).contains(&slug(part)))
+            pattern
+                .split('|')
+                .any(|part| slug(&c.name).contains(&slug(part)))
         })
         .collect();
     ensure!(!chosen.is_empty(), "there is no case '{pattern}'");
