@@ -4,8 +4,13 @@
 //! are deleted. And deleting and invalidating single entries.
 //!
 //! Follows `dax_layout_busy_page_range()`, `dax_break_layout()` and what is around them in
-//! fs/dax.c. What differs: deleting a range gives way to others now and then, where C keeps
-//! interrupts off for the whole range.
+//! fs/dax.c. What differs:
+//!
+//! - Deleting a range gives way to others now and then, where C keeps interrupts off for all of it.
+//! - What is dirty is written back before it is deleted by breaking layouts. File systems break those
+//!   of the whole file, whatever part they are about to change, and the core insists that no entry
+//!   is left then; C forgets what is dirty in the rest of the file, and the next fsync does not
+//!   flush it.
 
 use super::{
     entry::Entry,
@@ -19,7 +24,8 @@ use super::{
     },
     owner,
     range::page_range,
-    stats::Stats, //
+    stats::Stats,
+    writeback::clean, //
 };
 use crate::include::{
     errno::restartsys,
@@ -100,6 +106,12 @@ pub(super) fn break_layout(
     // From the start each time: `cb` lets faults in while it sleeps.
     while let Some(folio) = layout_busy_page_range(mapping, start, end) {
         folio.wait_idle(inode, cb.ok_or_else(restartsys)?)?;
+    }
+    // Nothing is mapped now, and the caller keeps faults out: nothing becomes dirty again.
+    let (first, last) = page_range(start, end);
+    let write_cache = Stats::write_cache(mapping);
+    if let Err(e) = clean(mapping, write_cache, first, last, &mut 0) {
+        mapping.set_error(e);
     }
     delete_mapping_range(mapping, start, end);
     Ok(())

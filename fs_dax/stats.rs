@@ -106,7 +106,7 @@ counters! {
     runs,
     /// Batches of runs: fences.
     batches,
-    /// Bytes flushed by fsync, msync or sync.
+    /// Bytes flushed by fsync, msync or sync, and before layouts are broken.
     bytes_fsync,
     /// Bytes flushed at unmap.
     bytes_unmap,

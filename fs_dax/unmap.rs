@@ -7,8 +7,10 @@
 //! (`unpin_user_pages_dirty_lock()`, direct I/O). For DAX files that ends in `noop_dirty_folio()`,
 //! which only sets a flag that nobody reads. Here:
 //!
-//! - The page's cache lines are written back there and then, if the parameter `flush_on_unmap` says
-//!   so. Nothing is claimed about them; an fsync later finds clean lines.
+//! - The page's cache lines are written back and fenced there and then, if the parameter
+//!   `flush_on_unmap` says so: what was unmapped is durable, as far as the file system knows its
+//!   blocks. An fsync later finds clean lines. (Not every unmap ends in a locked instruction, which
+//!   would be a fence as well: a kernel on one CPU has none.)
 //! - The entry is marked dirty if it is not. After a removed mapping it is already. After DMA it may
 //!   have been cleaned by an fsync between the pin and the write: C loses such data at a power
 //!   failure.
@@ -46,7 +48,7 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
     let entry = Entry::new(folio.pfn(), folio.order(), super::entry::Kind::Real);
     if flush {
         if let Some(pages) = owner::pages(mapping, entry) {
-            arch::write_back(&pages.mem()).claim_nothing();
+            let _durable = arch::write_back(&pages.mem()).fence();
         }
     }
     let tagged = mark_dirty(mapping, index, entry);

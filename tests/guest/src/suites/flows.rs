@@ -21,8 +21,8 @@ use crate::fixture::dax::{allocated, on_both, on_both_sizes, Model};
 use crate::fixture::flushes::{expect_clean, Flushed, Reason};
 use crate::fixture::fs::{extents, fallocate, physical};
 use crate::fixture::io::{read_at, same};
-use crate::fixture::{pattern, sh, Dax, Flushes, Mapping, MIB, PAGE, PMD};
-use crate::test::Suite;
+use crate::fixture::{pattern, sh, Dax, Driver, Flow, Flushes, Fs, Mapping, MIB, PAGE, PMD};
+use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
     for flow in Flow::ALL {
@@ -42,41 +42,13 @@ pub fn suite(s: &mut Suite) {
     s.test("other_ways", |ctx| on_both_sizes(ctx, other_ways));
     s.test("one_page_of_1g", |ctx| on_both(ctx, one_page_of_1g));
     s.test("msync_of_a_part", |ctx| on_both(ctx, msync_of_a_part));
+    s.test("dirty_outlives_layout_breaks", dirty_outlives_layout_breaks)
+        .tag(Tag::RustOnly);
     s.test("part_of_a_pmd", |ctx| on_both(ctx, part_of_a_pmd));
     s.test("many_runs", |ctx| on_both(ctx, many_runs));
     s.test("entries_stay_usable", |ctx| {
         on_both(ctx, entries_stay_usable)
     });
-}
-
-/// The five flows. Stores and the call that makes them durable are in the name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Flow {
-    MmapWriteMsyncClose,
-    MmapWriteFsyncClose,
-    MmapWriteMunmapFsyncClose,
-    MmapWriteSync,
-    OpenMmapCloseWriteMsync,
-}
-
-impl Flow {
-    const ALL: [Flow; 5] = [
-        Flow::MmapWriteMsyncClose,
-        Flow::MmapWriteFsyncClose,
-        Flow::MmapWriteMunmapFsyncClose,
-        Flow::MmapWriteSync,
-        Flow::OpenMmapCloseWriteMsync,
-    ];
-
-    fn name(self) -> &'static str {
-        match self {
-            Flow::MmapWriteMsyncClose => "mmap_write_msync_close",
-            Flow::MmapWriteFsyncClose => "mmap_write_fsync_close",
-            Flow::MmapWriteMunmapFsyncClose => "mmap_write_munmap_fsync_close",
-            Flow::MmapWriteSync => "mmap_write_sync",
-            Flow::OpenMmapCloseWriteMsync => "open_mmap_close_write_msync",
-        }
-    }
 }
 
 /// Pages that a flow writes: alone, next to each other, the first and the last.
@@ -108,48 +80,16 @@ fn run(dax: Dax, huge: bool, flow: Flow) -> Result<()> {
     let mut model = Model::zeroed(len);
     let flushes = Flushes::watch()?;
 
-    let opened = dax.mount.open("f")?;
-    let map = Mapping::shared(&opened, 0, len)?;
-    if flow == Flow::OpenMmapCloseWriteMsync {
-        drop(opened);
-        store(&map, &mut model, 1, PAGES);
-        map.expect_huge(0, huge)?;
-        map.msync(0, len)?;
-        finish(&flushes, &file, huge, Some(&map))?;
-        drop(map);
-    } else {
-        store(&map, &mut model, 1, PAGES);
-        map.expect_huge(0, huge)?;
-        ensure!(map.dirty()? > 0, "nothing is dirty before the call");
-        match flow {
-            Flow::MmapWriteMsyncClose => {
-                map.msync(0, len)?;
-                finish(&flushes, &file, huge, Some(&map))?;
-                drop(map);
-                drop(opened);
-            }
-            Flow::MmapWriteFsyncClose => {
-                opened.sync_all()?;
-                finish(&flushes, &file, huge, Some(&map))?;
-                drop(opened);
-                drop(map);
-            }
-            Flow::MmapWriteMunmapFsyncClose => {
-                drop(map);
-                opened.sync_all()?;
-                finish(&flushes, &file, huge, None)?;
-                drop(opened);
-            }
-            Flow::MmapWriteSync => {
-                // SAFETY: no arguments, no memory.
-                unsafe { libc::sync() };
-                finish(&flushes, &file, huge, Some(&map))?;
-                drop(map);
-                drop(opened);
-            }
-            Flow::OpenMmapCloseWriteMsync => unreachable!("done above"),
-        }
-    }
+    flow.run(
+        &dax.mount.path("f"),
+        |map| {
+            store(map, &mut model, 1, PAGES);
+            map.expect_huge(0, huge)?;
+            ensure!(map.dirty()? > 0, "nothing is dirty before the call");
+            Ok(())
+        },
+        |map| finish(&flushes, &file, huge, map),
+    )?;
     flushes.take(&file)?.expect_none("after close")?;
 
     // What was stored is in the device, in the file, and there after a remount.
@@ -190,6 +130,51 @@ fn expect_all(flushed: &Flushed, want: &[u64]) -> Result<()> {
     let missing: Vec<_> = want.iter().filter(|p| !got.contains(p)).collect();
     ensure!(missing.is_empty(), "pages not flushed: {missing:?}");
     Ok(())
+}
+
+/// Changing the size of a file and punching holes into it breaks the layouts of all of it; what is
+/// dirty elsewhere is flushed then, or by the next fsync. The C layer forgets it.
+fn dirty_outlives_layout_breaks(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &["flush_on_unmap=0"])?;
+    for fs in Fs::ALL {
+        for huge in [false, true] {
+            let dax = Dax::on(driver.disk(0), fs)?;
+            let file = dax.file("f", huge)?;
+            let len = file.metadata()?.len();
+            let pages = [1, 2, 40];
+            let map = Mapping::shared(&file, 0, len)?;
+            let mut model = Model::zeroed(len);
+            let flushes = Flushes::watch()?;
+            for (seed, way) in ["growing", "shrinking", "punching", "zeroing"]
+                .iter()
+                .enumerate()
+            {
+                let what = format!("{fs}, huge: {huge}, {way}");
+                store(&map, &mut model, seed as u64, &pages);
+                let keep = libc::FALLOC_FL_KEEP_SIZE;
+                match *way {
+                    "growing" => file.set_len(len + PAGE)?,
+                    "shrinking" => file.set_len(len)?,
+                    "punching" => {
+                        fallocate(&file, libc::FALLOC_FL_PUNCH_HOLE | keep, len - PAGE, PAGE)?
+                    }
+                    _ => fallocate(&file, libc::FALLOC_FL_ZERO_RANGE | keep, len - PAGE, PAGE)?,
+                }
+                let mut got = flushes.take(&file)?.pages();
+                file.sync_all()?;
+                let flushed = flushes.take(&file)?;
+                got.extend(flushed.pages());
+                let want = entries_of(&pages, huge);
+                let missing: Vec<_> = want.iter().filter(|p| !got.contains(p)).collect();
+                ensure!(missing.is_empty(), "{what}: not flushed: {missing:?}");
+                expect_clean(&what, &flushes, &file, Some(&map))?;
+            }
+            model.expect("in the end", &file, None)?;
+            drop((map, file, flushes));
+            dax.check()?;
+        }
+    }
+    driver.unload()
 }
 
 /// A store after write-back dirties its page again: write-back has to take write access away, or

@@ -204,11 +204,10 @@ impl Run<'_> {
                 store(&mapping, op, number);
                 msync(&mapping, op)?;
             }
-            // Unmap. What is written back then is not fenced for us.
+            // Unmap.
             _ => {
                 store(&mapping, op, number);
                 drop(mapping);
-                sfence();
             }
         }
         Ok(())
