@@ -1,15 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! The main job of `make run`: a file mapped, written and fsynced on ext4 and xfs is found in
-//! the raw device at its physical offset, after a remount, and after a reboot.
+//! the raw device at its physical offset, after a remount, and after a reboot. And for each way to
+//! make stores durable, who did it: the counters of fs_dax before and after.
 
+use std::os::unix::fs::FileExt;
 use std::time::Instant;
 
 use anyhow::{bail, ensure, Context, Result};
 
 use crate::fixture::fs::{is_dax, physical, Made};
 use crate::fixture::io::{read_at, same};
-use crate::fixture::{pattern, Driver, Fs, Mapping, MIB, PAGE};
+use crate::fixture::{pattern, Disk, Driver, Flow, Fs, Mapping, Mount, MIB, PAGE};
 use crate::test::Ctx;
 
 const FILE: &str = "data";
@@ -79,6 +81,10 @@ pub fn write(ctx: &Ctx) -> Result<()> {
         );
 
         drop(file);
+        for flow in Flow::ALL {
+            show_flow(ctx, &mount, disk, flow)?;
+        }
+
         let t = Instant::now();
         let mount = mount.remount()?;
         file_check(&mount.path(FILE), fs)?;
@@ -87,6 +93,64 @@ pub fn write(ctx: &Ctx) -> Result<()> {
         ctx.data(serde_json::to_value(offsets)?);
     }
     driver.unload()
+}
+
+/// Pages that each flow dirties.
+const DIRTY: u64 = 16;
+
+/// Takes a new file through a flow and shows what that did to the counters of the Rust layer, if it
+/// is there.
+fn show_flow(ctx: &Ctx, mount: &Mount, disk: &Disk, flow: Flow) -> Result<()> {
+    let t = Instant::now();
+    let name = flow.name();
+    let file = mount.create(name)?;
+    file.write_all_at(&vec![0; (DIRTY * PAGE) as usize], 0)?;
+    file.sync_all()?;
+    let counters = || -> Result<[u64; 3]> {
+        Ok([
+            disk.counter("pte_write_faults")?,
+            disk.counter("pages_flushed")?,
+            disk.counter("bytes_unmap")?,
+        ])
+    };
+    let rust = !ctx.on_c();
+    let before = if rust { counters()? } else { [0; 3] };
+    let data = pattern(flow as u64 + 10, 0, (DIRTY * PAGE) as usize);
+    let mut after = before;
+    flow.run(
+        &mount.path(name),
+        |map| {
+            map.write(0, &data);
+            Ok(())
+        },
+        |_| {
+            if rust {
+                after = counters()?;
+            }
+            Ok(())
+        },
+    )?;
+    let raw = disk.open_direct()?;
+    for (page, want) in data.chunks(PAGE as usize).enumerate() {
+        let at = physical(&file, page as u64 * PAGE)?;
+        same(name, &read_at(&raw, at, PAGE as usize)?, want)?;
+    }
+    let fs = mount.fs();
+    if !rust {
+        ctx.step(t, format!("{fs}: {name}: the kernel's own fs/dax"));
+        return Ok(());
+    }
+    let [faults, flushed, unmap] = std::array::from_fn(|i| format!("{}->{}", before[i], after[i]));
+    ctx.step(
+        t,
+        format!("{fs}: {name}: rust faults {faults}, flushed {flushed}, unmap bytes {unmap}"),
+    );
+    ensure!(
+        after[1] - before[1] == DIRTY,
+        "{fs}: {name}: {DIRTY} pages were dirty, {} were flushed",
+        after[1] - before[1]
+    );
+    Ok(())
 }
 
 /// Second boot, on the same memory: `facts` has the offsets per file system.
