@@ -5,8 +5,9 @@
 #
 # For each line of tests/mutants/table: makes the mistake in a scratch copy of the
 # module's source, builds it, runs the one test that has to notice, and prints
-# whether it did. First that test must pass on the source as it is. Exit status 0
-# if every mutant was caught. Nothing in the tree itself is changed.
+# whether it did and how that test failed. The test `crash:N` is a campaign of N power
+# failures (`make crash`). First that test must pass on the source as it is. Exit status
+# 0 if every mutant was caught. Nothing in the tree itself is changed.
 #
 # Expects what `make test` builds (runner, guest, plugin); RUNNER= names another runner.
 
@@ -33,11 +34,13 @@ build() {
 }
 # Output of the runner in a log; its status: 0 passed, 1 failed.
 run() {
+	local what=(test --no-host "$1")
+	case $1 in crash:*) what=(crash --points "${1#crash:}" --seed 1) ;; esac
 	$env run "$runner" --kernel "$kernel=$dir" --module "$module" --jobs 1 \
-		--results "$results" test --no-host "$1" >"$results/$2.log" 2>&1
+		--results "$results" "${what[@]}" >"$results/$2.log" 2>&1
 }
-# The line that says why, without names and times.
-why() { sed -n 's/^failed  [^:]*::[^:]*: //p' "$results/$1.log" | head -n 1; }
+# The line that says why, without names and times. None: the test did not fail, the run did.
+why() { sed -n 's/^failed  [^:]*::[^:]*: //p; s/^crash: //p' "$results/$1.log" | head -n 1; }
 trim() { local s=$1; s=${s#"${s%%[![:space:]]*}"}; printf '%s' "${s%"${s##*[![:space:]]}"}"; }
 
 declare -A sound=()
@@ -74,6 +77,9 @@ while IFS= read -r line; do
 			missed=$((missed + 1))
 		elif run "$test" "$name"; then
 			result=MISSED
+			missed=$((missed + 1))
+		elif [ -z "$(why "$name")" ]; then
+			result="NO VERDICT: $results/$name.log"
 			missed=$((missed + 1))
 		else
 			result="caught: $(why "$name")"
