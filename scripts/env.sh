@@ -235,12 +235,20 @@ default_kernel() {
 		sed -n 's/.*Depends: linux-image-\([0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
-# resolve WORD: default, newest, or (the beginning of) a version -> VERSION
+# resolve WORD: default, newest, other (the newest of another line than the default's, 7.2
+# beside 7.3; the default if there is none), or (the beginning of) a version -> VERSION
 resolve() {
 	local v
 	case ${1:-default} in
 	default) v=$(default_kernel) ;;
 	newest) v=$(list_kernels | tail -n 1) ;;
+	other)
+		v=$(default_kernel)
+		v=$({ echo "$v"; list_kernels; } | awk -F. '
+			NR == 1 { last = $0; split($0, line) }
+			$1 != line[1] || $2 != line[2] { last = $0 }
+			END { print last }')
+		;;
 	*) v=$(list_kernels | awk -v w="$1" '$0 == w || index($0, w "+") == 1 || $0 == w "-amd64"' | tail -n 1) ;;
 	esac
 	[ -n "$v" ] || die "no kernel '$1' in $suite-backports (7.2 or later); 'make kernels' lists what there is"
@@ -362,7 +370,7 @@ usage() {
 	usage: $self COMMAND
 	  root               make the trixie root if it is missing, print its path
 	  kernels            list the kernels that can be had
-	  resolve [KERNEL]   full version of 'default', 'newest' or a beginning such as 7.3.4
+	  resolve [KERNEL]   full version of 'default', 'newest', 'other' or a beginning such as 7.3.4
 	  kernel [KERNEL]    make a kernel's directory, print its path inside the root
 	  run CMD…           run CMD inside the root, in the repository (/src)
 	  clean-cache        remove everything that was cached

@@ -4,7 +4,8 @@
 # Makes what the runner needs and starts it: runner.sh SUBCOMMAND [ARG…]
 #
 # Kernels: KERNEL= (default: what Debian's linux-image-amd64 depends on); `test`
-# and `stress` also take the newest one of the suite, unless KERNEL= names one.
+# and `stress` also take the newest one of another line (7.2 beside 7.3), unless
+# KERNEL= names one.
 # Every step prints how long it took; the runner itself is tests/runner.
 
 set -euo pipefail
@@ -15,7 +16,7 @@ say() { printf '[build] %s\n' "$*" >&2; }
 
 wanted=("${KERNEL:-default}")
 case $1 in
-test|stress) [ -n "${KERNEL:-}" ] || wanted=(default newest) ;;
+test|stress) [ -n "${KERNEL:-}" ] || wanted=(default other) ;;
 esac
 
 $env root >/dev/null
@@ -51,5 +52,23 @@ $env run bash -c '
 	mv -T $tmp $1 2>/dev/null || rm -rf $tmp
 ' deps "$deps"
 say "runner and guest programs: $((SECONDS - t0)) s"
+
+# fsx of crates.io, a program that the suite `apps` runs; tests/runner/src/vm.rs has its place.
+fsx=0.3.2
+case $1 in
+test|stress)
+	t0=$SECONDS
+	$env run bash -c '
+		dir=/cache/tools/fsx-$1
+		[ ! -x $dir/bin/fsx ] || exit 0
+		tmp=$dir.$$.tmp
+		trap "rm -rf $tmp" EXIT
+		cargo install --quiet --locked --root $tmp --target-dir $tmp/build fsx@$1 || exit 1
+		rm -rf $tmp/build
+		mv -T $tmp $dir 2>/dev/null || [ -x $dir/bin/fsx ]
+	' fsx $fsx
+	say "fsx: $((SECONDS - t0)) s"
+	;;
+esac
 
 exec $env run build/target/release/runner "${args[@]}" "$@"

@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 
-use anyhow::{bail, ensure, Context, Result};
+use anyhow::{ensure, Context, Result};
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes, U64};
 use heed::{Database, EnvFlags, EnvOpenOptions};
@@ -18,7 +18,7 @@ use rusqlite::{params, Connection};
 use crate::fixture::fs::{fallocate, is_dax, physical, Made};
 use crate::fixture::io::{read_at, same, write_at};
 use crate::fixture::{pattern, sh, sh_fails, Driver, Fs, Mapping, Mount, MIB, PAGE};
-use crate::test::{Ctx, Skip, Suite};
+use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
     for fs in Fs::ALL {
@@ -104,11 +104,10 @@ fn stress_ng(ctx: &Ctx, fs: Fs) -> Result<()> {
 
 /// fsx of crates.io, run as a program: random operations on one file, every read checked.
 fn fsx(ctx: &Ctx, fs: Fs) -> Result<()> {
-    if !Path::new("/usr/bin/fsx").exists() {
-        bail!(Skip(
-            "fsx is not installed (scripts/runner.sh does it)".into()
-        ));
-    }
+    ensure!(
+        Path::new("/usr/bin/fsx").exists(),
+        "fsx is not installed (scripts/runner.sh does it)"
+    );
     let driver = Driver::load(ctx, &[])?;
     let mount = mounted(&driver, fs)?;
     let config = "flen = 1048576\n\
