@@ -527,18 +527,22 @@ fn unmaps(list: &mut List) {
         Ok(Box::new(move || {
             refill(&file, SIZE, Blocks::Unwritten)?;
             let map = Mapping::pages_only(&file, 0, SIZE)?;
-            // What the last turn's file had is freed after a grace period.
-            std::thread::sleep(std::time::Duration::from_millis(300));
             let before = nodes()?;
             (0..SIZE / PAGE).for_each(|i| map.touch(i * PAGE, 1));
             let grown = nodes()?.saturating_sub(before);
+            ensure!(grown > 0, "{} dirty pages took no memory", SIZE / PAGE);
             Ok((grown * (1024 * MIB / SIZE)) as f64)
         }))
     });
 }
 
-/// Bytes in the XArray nodes of the whole system.
+/// Bytes in the XArray nodes of the whole system: all that either side keeps per dirty page. What
+/// the caches of the CPUs hold counts as in use, so they are emptied first; what was freed just now
+/// has to wait for a grace period.
 fn nodes() -> Result<u64> {
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let shrink = "/sys/kernel/slab/radix_tree_node/shrink";
+    std::fs::write(shrink, "1").context(shrink)?;
     let text = std::fs::read_to_string("/proc/slabinfo").context("/proc/slabinfo")?;
     let line = text.lines().find(|l| l.starts_with("radix_tree_node"));
     let mut fields = line.context("no radix_tree_node")?.split_whitespace();
