@@ -7,7 +7,7 @@ SHELL := /bin/bash
 
 ENV := scripts/env.sh
 RUNNER := scripts/runner.sh
-export KERNEL KDIR RPMEM_DEBUG MIRROR V
+export KERNEL KERNELS KDIR RPMEM_DEBUG MIRROR V
 
 .PHONY: help run test stress mutants shell crash xfstests bench bench-flush modules modules_install \
 	kernels fmt fmtcheck clippy rust-analyzer clean clean-cache
@@ -17,7 +17,7 @@ help:
 	@echo
 	@echo '  make run              set everything up, build, boot a guest, show the main job'
 	@echo '  make test             the whole test suite (T=name runs one, KERNELS=all on both kernels)'
-	@echo '  make stress           the long forms of the tests'
+	@echo '  make stress           the long forms of the tests (T=, KERNELS=all)'
 	@echo '  make mutants          deliberate mistakes, each caught by a named test (tests/mutants; M=name)'
 	@echo '  make crash            power failures (N=1000 SEED=… ON=c T=workload)'
 	@echo '  make bench            against the C code, by instruction counts (T=name ON=c PARAMS="fs_dax=0")'

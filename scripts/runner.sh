@@ -3,9 +3,9 @@
 #
 # Makes what the runner needs and starts it: runner.sh SUBCOMMAND [ARG…]
 #
-# Kernels: KERNEL= (default: what Debian's linux-image-amd64 depends on); `test`
-# and `stress` also take the newest one of another line (7.2 beside 7.3), unless
-# KERNEL= names one.
+# Kernels: KERNEL= (default: what Debian's linux-image-amd64 depends on); `test`, and
+# `stress` with KERNELS=all, also take the newest one of another line (7.2 beside 7.3),
+# unless KERNEL= names one.
 # Every step prints how long it took; the runner itself is tests/runner.
 
 set -euo pipefail
@@ -15,8 +15,8 @@ env=scripts/env.sh
 say() { printf '[build] %s\n' "$*" >&2; }
 
 wanted=("${KERNEL:-default}")
-case $1 in
-test|stress) [ -n "${KERNEL:-}" ] || wanted=(default other) ;;
+case $1:${KERNELS:-} in
+test:*|stress:all) [ -n "${KERNEL:-}" ] || wanted=(default other) ;;
 esac
 
 $env root >/dev/null

@@ -164,6 +164,13 @@ impl Point {
         }
     }
 
+    /// The dirty lines that are not in the image of this kind, by their byte offset.
+    pub fn lost(&self, kind: Kind, seed: u64) -> impl Iterator<Item = usize> + '_ {
+        self.dirty()
+            .zip(Self::survivors(kind, seed))
+            .filter_map(|((at, _), keep)| (!keep).then_some(at))
+    }
+
     /// For each dirty line in turn whether it survives. A seed draws first how many
     /// do (one in eight, half, or all but one in eight), then which.
     fn survivors(kind: Kind, seed: u64) -> impl Iterator<Item = bool> {

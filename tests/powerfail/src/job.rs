@@ -7,6 +7,7 @@ use crate::image::Kind;
 use crate::workload::Workload;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// What a job's text says: the guest's part of it, as JSON.
@@ -53,6 +54,9 @@ impl std::fmt::Display for Ground {
     }
 }
 
+/// The text of a job that has no task: the guest's result is its /proc/kallsyms.
+pub const KALLSYMS: &str = "kallsyms";
+
 /// One job: an image to put into the pmem range and what the guest does with it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Job {
@@ -62,6 +66,8 @@ pub struct Job {
     pub crash: Option<Crash>,
     /// Draw crash points from what the guest does.
     pub sample: Option<Sample>,
+    /// Note who stored last to some lines.
+    pub trace: Option<Trace>,
     /// Write what is in the range at the end of the job to this file, sparse.
     pub keep: Option<PathBuf>,
     /// Passed to the guest.
@@ -92,6 +98,27 @@ pub struct Sample {
     pub out: PathBuf,
 }
 
+/// Which stores are to be noted.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Trace {
+    /// Lines, by their byte offset in the range.
+    pub lines: BTreeSet<usize>,
+    /// Until the run's candidate of this number.
+    pub until: u64,
+}
+
+/// The last store to a line before a crash.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LastStore {
+    /// The line's byte offset in the range.
+    pub line: usize,
+    /// The operation in progress.
+    pub begun: Option<u64>,
+    /// The instruction, and what lies on the stack above it: return addresses and whatever looks
+    /// like one.
+    pub stack: Vec<u64>,
+}
+
 /// The result of a job, one JSON object a line.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Outcome {
@@ -101,10 +128,12 @@ pub struct Outcome {
     pub result: Option<String>,
     /// The crash points that were taken.
     pub points: Vec<PathBuf>,
+    /// What the trace found.
+    pub stores: Vec<LastStore>,
     /// How many instants were candidates.
     pub candidates: u64,
     /// What happened in the persistence domain, by name.
-    pub counters: std::collections::BTreeMap<String, u64>,
+    pub counters: BTreeMap<String, u64>,
 }
 
 /// One line of a list.

@@ -143,6 +143,7 @@ fn run(strict: bool, arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
         base: path("base"),
         crash: None,
         sample,
+        trace: None,
         keep: None,
         text: "bare".into(),
     };

@@ -7,6 +7,7 @@
 //! after the other, recover and check them. Both take their jobs from the plugin, so a boot is
 //! paid for once, not once for each point.
 
+mod explain;
 mod table;
 
 use std::collections::BTreeMap;
@@ -93,7 +94,7 @@ fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
 }
 
 /// A run of a workload, from which points are drawn.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
     workload: Workload,
     fs: Ground,
@@ -106,6 +107,8 @@ struct Check {
     run: Run,
     name: Name,
     crash: Crash,
+    /// Of the run's candidates this is one of so many.
+    candidates: u64,
 }
 
 /// `make crash`: a campaign with its table. True: nothing failed.
@@ -192,7 +195,8 @@ fn campaign(
     for some in runs.chunks(25) {
         let scratch = scratch_dir()?;
         let checks = campaign.draw(some, scratch.path())?;
-        campaign.check(checks, scratch.path(), jobs)?;
+        let failed = campaign.check(checks, scratch.path(), jobs)?;
+        campaign.explain(some, &failed, scratch.path())?;
     }
     campaign.finish()
 }
@@ -303,24 +307,28 @@ impl Campaign<'_> {
         })?)
     }
 
+    /// The job that runs a workload and draws its crash points.
+    fn job(&self, run: &Run, out: &Path) -> Result<Job> {
+        Ok(Job {
+            base: self.base(run.fs),
+            crash: None,
+            trace: None,
+            keep: None,
+            sample: Some(Sample {
+                points: run.points,
+                seed: run.seed,
+                strict: !self.options.lenient,
+                out: out.into(),
+            }),
+            text: self.task(run, None)?,
+        })
+    }
+
     /// Runs the workloads and draws their crash points.
     fn draw(&mut self, runs: &[Run], scratch: &Path) -> Result<Vec<Check>> {
         let jobs = runs
             .iter()
-            .map(|run| {
-                Ok(Job {
-                    base: self.base(run.fs),
-                    crash: None,
-                    keep: None,
-                    sample: Some(Sample {
-                        points: run.points,
-                        seed: run.seed,
-                        strict: !self.options.lenient,
-                        out: scratch.into(),
-                    }),
-                    text: self.task(run, None)?,
-                })
-            })
+            .map(|run| self.job(run, scratch))
             .collect::<Result<Vec<_>>>()?;
         let mut checks = Vec::new();
         let names: Vec<_> = runs
@@ -334,6 +342,7 @@ impl Campaign<'_> {
                 continue;
             }
             let mut rng = rng(run.seed);
+            let candidates = outcome.as_ref().map_or(0, |o| o.candidates);
             for path in outcome.map(|o| o.points).unwrap_or_default() {
                 let name = Point::load_header(&path)?.name;
                 let kind = match below(&mut rng, 20) {
@@ -352,16 +361,18 @@ impl Campaign<'_> {
                     run: run.clone(),
                     name,
                     crash,
+                    candidates,
                 });
             }
         }
         Ok(checks)
     }
 
-    /// Recovers and checks the images, in as many guests at a time as told.
-    fn check(&mut self, checks: Vec<Check>, scratch: &Path, guests: usize) -> Result<()> {
+    /// Recovers and checks the images, in as many guests at a time as told. Returns the points that
+    /// failed.
+    fn check(&mut self, checks: Vec<Check>, scratch: &Path, guests: usize) -> Result<Vec<Check>> {
         if checks.is_empty() {
-            return Ok(());
+            return Ok(checks);
         }
         let shares: Vec<&[Check]> = checks.chunks(checks.len().div_ceil(guests)).collect();
         let this = &*self;
@@ -379,10 +390,16 @@ impl Campaign<'_> {
                 .map(|t| t.join().expect("a checking thread panicked"))
                 .collect::<Result<Vec<_>>>()
         })?;
-        for (check, found) in checks.iter().zip(results.into_iter().flatten()) {
-            self.judge(check, found);
+        let mut failed = Vec::new();
+        let results: Vec<Found> = results.into_iter().flatten().collect();
+        for (check, found) in checks.into_iter().zip(results) {
+            let fine = found.error.is_none();
+            self.judge(&check, found);
+            if !fine {
+                failed.push(check);
+            }
         }
-        Ok(())
+        Ok(failed)
     }
 
     fn check_share(&self, share: &[Check], dir: &Path) -> Result<Vec<Found>> {
@@ -397,6 +414,7 @@ impl Campaign<'_> {
                     base: self.base(check.run.fs),
                     crash: Some(check.crash.clone()),
                     sample: None,
+                    trace: None,
                     keep: (check.run.fs != Ground::Raw).then(|| after(i)),
                     text: self.task(&check.run, Some(progress))?,
                 })

@@ -25,6 +25,7 @@ pub mod initramfs;
 pub mod packages;
 pub mod report;
 pub mod suite;
+pub mod symbols;
 pub mod vm;
 
 use std::fs;

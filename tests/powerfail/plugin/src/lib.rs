@@ -26,9 +26,9 @@ use ffi::{Callbacks, Cpu, Flag, Insn, RegisterHandle, RegisterReader, Store};
 use iced_x86::Register;
 use memmap2::{MmapMut, MmapOptions};
 use powerfail::decode::{decode, Action, Decoded};
-use powerfail::domain::{Domain, PAGE};
+use powerfail::domain::{Domain, LINE, PAGE};
 use powerfail::image::{data_extents, load_base, save_range, Instant, Name, Point};
-use powerfail::job::{read_lines, Job, Outcome};
+use powerfail::job::{read_lines, Job, LastStore, Outcome};
 use powerfail::marker::Call;
 use powerfail::sample::Reservoir;
 use powerfail::walk::{self, Control};
@@ -49,6 +49,8 @@ struct Config {
     layout: Layout,
     track: bool,
     stores: bool,
+    /// Some job has a trace.
+    trace: bool,
     ignore: Option<Action>,
 }
 
@@ -73,19 +75,22 @@ struct Plugin {
     /// Per vCPU: something is pending, so that a fence matters.
     pending: Flag,
     /// Every instruction that is instrumented, so that translating it again needs no
-    /// new memory.
+    /// new memory. By address and bytes.
     known: Mutex<HashMap<(u64, [u8; 16]), &'static Hook>>,
     state: Mutex<State>,
 }
 
 /// What is attached to an instrumented instruction.
-enum Hook {
-    Decoded(Decoded),
-    /// Any instruction, for `stores=on`.
-    Store,
+struct Hook {
+    vaddr: u64,
+    /// What it does to the persistence domain. None: any instruction, for `stores=on` and traces.
+    decoded: Option<Decoded>,
 }
 
-static STORE: Hook = Hook::Store;
+/// How much of the stack a trace looks at, in words.
+const STACK: usize = 128;
+/// The kernel's text and its modules' lie above this.
+const KERNEL_TEXT: u64 = 0xffff_ffff_8000_0000;
 
 struct State {
     ram_file: File,
@@ -107,6 +112,8 @@ struct Run {
     drawn: Vec<Option<Point>>,
     marked: Vec<Point>,
     active: bool,
+    /// What the job's trace has seen, by line.
+    stores: BTreeMap<usize, LastStore>,
     /// Write-backs, non-temporal stores and stores since the last fence.
     burst: u64,
     begun: Option<u64>,
@@ -158,6 +165,7 @@ impl Plugin {
             layout,
             track: switch("track", true)?,
             stores: switch("stores", false)?,
+            trace: jobs.iter().any(|job| job.trace.is_some()),
             ignore: match take("ignore") {
                 None => None,
                 Some("write-back") => Some(Action::WriteBack),
@@ -197,6 +205,16 @@ impl Plugin {
     }
 }
 
+impl Plugin {
+    /// What is attached to an instruction, the same each time it is translated.
+    fn hook(&self, vaddr: u64, bytes: [u8; 16], decoded: Option<Decoded>) -> &'static Hook {
+        let mut known = self.known.lock().unwrap();
+        known
+            .entry((vaddr, bytes))
+            .or_insert_with(|| Box::leak(Box::new(Hook { vaddr, decoded })))
+    }
+}
+
 fn number(text: &str) -> Result<u64> {
     let parsed = match text.strip_prefix("0x") {
         Some(hex) => u64::from_str_radix(hex, 16),
@@ -218,33 +236,30 @@ impl Callbacks for Plugin {
     fn translate(&self, insn: &Insn) {
         let (bytes, len) = insn.bytes();
         let vaddr = insn.vaddr();
-        let Some(decoded) = decode(&bytes[..len], vaddr) else {
-            if self.config.stores {
-                insn.on_store::<Plugin>(&STORE, false);
+        let stores = self.config.stores || self.config.trace;
+        let decoded = decode(&bytes[..len], vaddr);
+        let Some(action) = decoded.map(|d| d.action) else {
+            if stores {
+                insn.on_store::<Plugin>(self.hook(vaddr, bytes, None), self.config.trace);
             }
             return;
         };
-        if !self.config.track && decoded.action != Action::Marker {
+        if !self.config.track && action != Action::Marker {
             return;
         }
-        let hook = *self
-            .known
-            .lock()
-            .unwrap()
-            .entry((vaddr, bytes))
-            .or_insert_with(|| Box::leak(Box::new(Hook::Decoded(decoded))));
-        match decoded.action {
+        let hook = self.hook(vaddr, bytes, decoded);
+        match action {
             Action::Fence | Action::Locked => insn.before_if::<Plugin>(&self.pending, hook),
             Action::NtStore => insn.on_store::<Plugin>(hook, true),
             _ => insn.before::<Plugin>(hook),
         }
-        if self.config.stores && decoded.action == Action::Locked {
-            insn.on_store::<Plugin>(&STORE, false);
+        if stores && action == Action::Locked {
+            insn.on_store::<Plugin>(hook, self.config.trace);
         }
     }
 
     fn before(&self, cpu: Cpu, hook: &'static Hook) {
-        let Hook::Decoded(decoded) = hook else { return };
+        let Some(decoded) = &hook.decoded else { return };
         let mut state = self.state.lock().unwrap();
         if let Err(e) = state.execute(&self.config, cpu, decoded) {
             // A harness that went wrong must not look like a guest that went right.
@@ -256,16 +271,14 @@ impl Callbacks for Plugin {
 
     fn stored(&self, cpu: Cpu, store: Store, hook: &'static Hook) {
         let mut state = self.state.lock().unwrap();
-        match hook {
-            Hook::Store => {
-                if state.in_range(&self.config, store.phys).is_some() {
-                    state.burst(&self.config, Instant::Store);
-                }
-            }
-            Hook::Decoded(_) => {
-                state.nt_store(&self.config, cpu, store);
-                self.pending.set(cpu, state.domain.has_pending(cpu));
-            }
+        if self.config.trace {
+            state.trace(&self.config, hook.vaddr, store);
+        }
+        if hook.decoded.is_some_and(|d| d.action == Action::NtStore) {
+            state.nt_store(&self.config, cpu, store);
+            self.pending.set(cpu, state.domain.has_pending(cpu));
+        } else if self.config.stores && state.in_range(&self.config, store.phys).is_some() {
+            state.burst(&self.config, Instant::Store);
         }
     }
 
@@ -390,6 +403,35 @@ impl State {
                     .nt_store(cpu, offset, len, &self.ram[range.clone()]);
                 self.burst(config, Instant::NtStore);
             }
+        }
+    }
+
+    /// Notes a store if the job wants to know who stored to that line last.
+    fn trace(&mut self, config: &Config, pc: u64, store: Store) {
+        let wanted = |state: &State| {
+            let run = state.run.as_ref()?;
+            let trace = run.job.trace.as_ref()?;
+            let line = state.in_range(config, store.phys)? / LINE * LINE;
+            (run.reservoir.seen() < trace.until && trace.lines.contains(&line)).then_some(line)
+        };
+        let Some(line) = wanted(self) else { return };
+        let mut stack = vec![pc];
+        if pc >= KERNEL_TEXT {
+            let sp = self.register("rsp");
+            // The stack may end before: the next page is not mapped then.
+            let room = PAGE - sp as usize % PAGE;
+            let words = self
+                .read_guest(config, sp, STACK * 8)
+                .or_else(|_| self.read_guest(config, sp, (STACK * 8).min(room)))
+                .unwrap_or_default();
+            let words = words
+                .chunks_exact(8)
+                .map(|w| u64::from_le_bytes(w.try_into().expect("8 bytes")));
+            stack.extend(words.filter(|&w| w >= KERNEL_TEXT && w != u64::MAX));
+        }
+        if let Some(run) = &mut self.run {
+            let begun = run.begun;
+            run.stores.insert(line, LastStore { line, begun, stack });
         }
     }
 
@@ -526,6 +568,7 @@ impl State {
             drawn: Vec::new(),
             marked: Vec::new(),
             active: false,
+            stores: BTreeMap::new(),
             burst: 0,
             begun: None,
             acked: None,
@@ -573,6 +616,7 @@ impl State {
             job: run.number,
             result: run.result,
             points,
+            stores: run.stores.into_values().collect(),
             candidates: run.reservoir.seen(),
             counters,
         };

@@ -9,6 +9,7 @@ use std::os::unix::fs::FileExt;
 
 use anyhow::{Context, Result};
 use proto::On;
+use runner::symbols::Symbols;
 use runner::{Boot, Environment};
 
 use super::{job, machine, Options, Row};
@@ -41,7 +42,7 @@ pub fn run(env: &Environment, o: &Options<'_>, on: On) -> Result<bool> {
     let mut rows: Vec<Row> = Vec::new();
     job(env, boot, o, sides, &mut |row| rows.push(row))?;
 
-    let symbols = Symbols::read(&File::open(&memory)?, symbols_at)?;
+    let symbols = symbols(&File::open(&memory)?, symbols_at)?;
     let text = fs::read_to_string(&counts).context("the plugin left no counts")?;
     let mut cases: Vec<HashMap<&str, u64>> = vec![HashMap::new(); rows.len()];
     for line in text.lines() {
@@ -71,43 +72,11 @@ pub fn run(env: &Environment, o: &Options<'_>, on: On) -> Result<bool> {
     Ok(true)
 }
 
-/// /proc/kallsyms.
-struct Symbols(Vec<(u64, String)>);
-
-impl Symbols {
-    /// The guest left its length and text at `offset` of its memory.
-    fn read(memory: &File, offset: u64) -> Result<Symbols> {
-        let mut len = [0; 8];
-        memory.read_exact_at(&mut len, offset)?;
-        let mut text = vec![0; u64::from_le_bytes(len) as usize];
-        memory.read_exact_at(&mut text, offset + 8)?;
-        let mut symbols = Vec::new();
-        for line in String::from_utf8_lossy(&text).lines() {
-            let mut words = line.split_whitespace();
-            let (Some(address), Some(kind), Some(name)) =
-                (words.next(), words.next(), words.next())
-            else {
-                continue;
-            };
-            if matches!(kind, "t" | "T" | "w" | "W") {
-                let module = words.next().unwrap_or_default();
-                symbols.push((
-                    u64::from_str_radix(address, 16)?,
-                    format!("{name} {module}"),
-                ));
-            }
-        }
-        symbols.sort();
-        Ok(Symbols(symbols))
-    }
-
-    fn name(&self, address: u64) -> &str {
-        if address < 1 << 63 {
-            return "(user space)";
-        }
-        match self.0.partition_point(|(a, _)| *a <= address) {
-            0 => "(unknown)",
-            n => self.0[n - 1].1.trim(),
-        }
-    }
+/// The guest left the length and text of its /proc/kallsyms at `offset` of its memory.
+fn symbols(memory: &File, offset: u64) -> Result<Symbols> {
+    let mut len = [0; 8];
+    memory.read_exact_at(&mut len, offset)?;
+    let mut text = vec![0; u64::from_le_bytes(len) as usize];
+    memory.read_exact_at(&mut text, offset + 8)?;
+    Symbols::parse(&String::from_utf8_lossy(&text))
 }
