@@ -215,8 +215,8 @@ impl Folio {
         FolioRef(self)
     }
 
-    /// Sleeps until nobody has a reference, where `cb` is what C's `___wait_var_event()` does to
-    /// sleep. `EINTR` or the like if a signal came.
+    /// Sleeps until nobody but page tables has a reference, where `cb` is what C's
+    /// `___wait_var_event()` does to sleep. `ERESTARTSYS` if a signal came.
     pub(crate) fn wait_idle(
         &self,
         inode: &super::inode::Inode,
@@ -228,7 +228,7 @@ impl Folio {
         })
     }
 
-    /// Sleeps until nobody has a reference.
+    /// Sleeps until nobody but page tables has a reference.
     pub(crate) fn wait_idle_uninterruptible(&self) {
         // SAFETY: Valid.
         unsafe { bindings::rpmem_wait_page_idle_uninterruptible(self.0.get().cast()) };

@@ -12,7 +12,9 @@
 #include <linux/mm.h>
 #include <linux/mutex.h>
 #include <linux/pagemap.h>
+#include <linux/poison.h>
 #include <linux/sched/signal.h>
+#include <linux/timer.h>
 #include <linux/uio.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
@@ -164,20 +166,37 @@ void rpmem_folio_put(struct folio *folio)
 }
 
 /*
- * prep_compound_page() is not exported. zone_device_page_init() calls it; what it
- * does besides (a reference, the lock, references to the pgmap) is undone. The lock
- * cannot be contended: nobody knows a page that no file has.
+ * prep_compound_page() is not exported. zone_device_page_init() calls it, but initialises
+ * each page first, which costs twice as much and which pages without a file do not need.
+ * So let it make a small folio, for what there is to know about heads, and make that a
+ * large one as folio_set_order() and prep_compound_tail() do. What it does besides (a
+ * reference, the lock, references to the pgmap) is undone. The lock cannot be contended:
+ * nobody knows a page that no file has.
  */
 void rpmem_folio_make_compound(struct folio *folio, unsigned int order)
 {
-	struct dev_pagemap *pgmap = page_pgmap(&folio->page);
+	const unsigned int small = 2; /* the least with all that large folios have */
+	struct page *head = &folio->page;
+	struct dev_pagemap *pgmap = page_pgmap(head);
+	unsigned long i;
 
-	zone_device_page_init(&folio->page, pgmap, order);
-	if (order > 1)
-		INIT_LIST_HEAD(&folio->_deferred_list);
+	zone_device_page_init(head, pgmap, min(order, small));
+	if (order > small) {
+		folio->_flags_1 = (folio->_flags_1 & ~0xffUL) | order;
+#ifdef NR_PAGES_IN_LARGE_FOLIO
+		folio->_nr_pages = 1U << order;
+#endif
+		for (i = 1; i < 1UL << order; i++) {
+			struct page *tail = head + i;
+
+			tail->mapping = TAIL_MAPPING;
+			set_compound_head(tail, head, order);
+			set_page_private(tail, 0);
+		}
+	}
 	folio_unlock(folio);
-	page_ref_dec(&folio->page);
-	percpu_ref_put_many(&pgmap->ref, 1UL << order);
+	page_ref_dec(head);
+	percpu_ref_put_many(&pgmap->ref, 1UL << min(order, small));
 }
 
 bool rpmem_folio_set_dirty(struct folio *folio)
@@ -252,15 +271,55 @@ void rpmem_count_thp_fallback(void)
 	count_vm_event(THP_FAULT_FALLBACK);
 }
 
+/*
+ * The core wakes who waits for a page when its last reference goes. But @cb lets faults in, and a
+ * page that has been mapped again keeps the references of its mappings: when the others go, nobody
+ * is told. C waits until the page is unmapped then, which may be never. So look again now and then,
+ * and be content if only mappings are left: the caller removes them.
+ */
+#define LOOK_AGAIN (HZ / 20)
+
+struct rpmem_alarm {
+	struct timer_list timer;
+	struct task_struct *task;
+};
+
+static void rpmem_alarm_wake(struct timer_list *t)
+{
+	struct rpmem_alarm *alarm = timer_container_of(alarm, t, timer);
+
+	wake_up_process(alarm->task);
+}
+
+static void rpmem_sleep(void (*cb)(struct inode *), struct inode *inode)
+{
+	struct rpmem_alarm alarm = { .task = current };
+
+	timer_setup_on_stack(&alarm.timer, rpmem_alarm_wake, 0);
+	mod_timer(&alarm.timer, jiffies + LOOK_AGAIN);
+	if (cb)
+		cb(inode);
+	else
+		schedule();
+	timer_delete_sync(&alarm.timer);
+	timer_destroy_on_stack(&alarm.timer);
+}
+
+static bool rpmem_page_idle(struct page *page)
+{
+	return dax_page_is_idle(page) || !rpmem_folio_extra_refs(page_folio(page));
+}
+
 int rpmem_wait_page_idle(struct page *page, void (*cb)(struct inode *), struct inode *inode)
 {
-	return ___wait_var_event(page, dax_page_is_idle(page), TASK_INTERRUPTIBLE, 0, 0,
-				 cb(inode));
+	return ___wait_var_event(page, rpmem_page_idle(page), TASK_INTERRUPTIBLE, 0, 0,
+				 rpmem_sleep(cb, inode));
 }
 
 void rpmem_wait_page_idle_uninterruptible(struct page *page)
 {
-	___wait_var_event(page, dax_page_is_idle(page), TASK_UNINTERRUPTIBLE, 0, 0, schedule());
+	___wait_var_event(page, rpmem_page_idle(page), TASK_UNINTERRUPTIBLE, 0, 0,
+			  rpmem_sleep(NULL, NULL));
 }
 
 bool rpmem_fatal_signal_pending(void)
