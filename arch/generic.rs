@@ -3,13 +3,15 @@
 //! Architectures whose cache write-back this module does not know: it refuses to work there rather
 //! than claim durability. [`Isa`] has no value, so nothing below can be reached.
 
-use crate::include::cpu::Features;
+/// What is known of the processor: nothing.
+pub(crate) struct Features {}
 
 /// No instruction is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Isa {}
 
 impl Isa {
+    /// Not used: there is none.
     pub(crate) const LEAST: u8 = 0;
 
     /// None.

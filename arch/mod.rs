@@ -32,9 +32,10 @@ use core::sync::atomic::{
 };
 use kernel::prelude::*;
 
-#[cfg(CONFIG_X86_64)]
-pub(crate) use isa::Features;
-pub(crate) use isa::Isa;
+pub(crate) use isa::{
+    Features,
+    Isa, //
+};
 
 /// The instruction in use, as a number of [`Isa`]. Written once, by [`init`].
 static CHOSEN: AtomicU8 = AtomicU8::new(Isa::LEAST as u8);

@@ -62,7 +62,7 @@ clippy)
 	# A build directory of its own: kbuild does not rebuild for CLIPPY= alone.
 	out=build/$name/clippy
 	rm -rf "$out" && mkdir -p "$out"
-	"${in[@]}" make -s --no-print-directory -C "$tree" M="$src" MO="$src/$out" CC=gcc-14 \
+	"${in[@]}" make -s --no-print-directory -C "$tree" M="$src" MO="$src/$out" $cc \
 		CLIPPY=1 -j"$(nproc)" modules 2>&1 | tee "$out/clippy.log"
 	! grep -qE '^(warning|error)' "$out/clippy.log" || die "clippy has something to say"
 	echo "clippy: clean"
@@ -80,7 +80,13 @@ rust-analyzer)
 	echo "rust-project.json"
 	;;
 install)
-	kbuild modules_install ${DESTDIR:+INSTALL_MOD_PATH="$DESTDIR"}
+	# Not by kbuild: what it calls the system is the cached root.
+	to=${DESTDIR:-}/lib/modules/$name
+	[ -n "${DESTDIR:-}" ] || [ -d "$to" ] || die "kernel $name is not installed on this machine: KERNEL=$(uname -r), or DESTDIR= for another place"
+	kbuild modules
+	install -D -m 644 "build/$name/rust_pmem.ko" "$to/updates/rust_pmem.ko"
+	depmod ${DESTDIR:+-b "$DESTDIR"} "$name"
+	echo "$to/updates/rust_pmem.ko"
 	;;
 fmt|fmtcheck)
 	# The module by the kernel's rules, the host and guest programs by cargo's.

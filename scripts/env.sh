@@ -60,7 +60,11 @@ step() {
 	else
 		say "$text …"
 	fi
-	( set -e; "$@" ) >"$log" 2>&1 || rc=$?
+	# Not as the left side of ||, where bash ignores errexit in all that CMD calls.
+	set +e
+	( set -e; "$@" ) >"$log" 2>&1
+	rc=$?
+	set -e
 	[ -z "$ticker" ] || { kill "$ticker"; wait "$ticker" 2>/dev/null || true; printf '\r' >&2; }
 	if [ $rc -ne 0 ]; then
 		say "$text: FAILED after $((SECONDS - t0)) s; the end of $log:"

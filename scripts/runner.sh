@@ -14,6 +14,15 @@ cd "$(dirname "$0")/.."
 env=scripts/env.sh
 say() { printf '[build] %s\n' "$*" >&2; }
 
+if [ "$1" = run ]; then
+	# The runner says how the job ended; until it runs, this does.
+	trap 'echo "main job: FAILED: the guest could not be prepared (see above)"' EXIT
+fi
+[ -z "${KDIR:-}" ] || {
+	say "KDIR= is for building the module; guests run Debian's kernels (KERNEL=)"
+	exit 2
+}
+
 wanted=("${KERNEL:-default}")
 case $1:${KERNELS:-} in
 test:*|stress:all) [ -n "${KERNEL:-}" ] || wanted=(default other) ;;
