@@ -31,6 +31,10 @@ pub fn suite(s: &mut Suite) {
     s.test("dma_after_fsync", dma_after_fsync)
         .c_is_wrong("it forgets pages that a device writes to after an fsync has cleaned them");
     s.test("pinned", |ctx| on_both(ctx, pinned));
+    s.test("mapped_again_while_pinned", |ctx| {
+        on_both(ctx, mapped_again_while_pinned)
+    })
+    .c_is_wrong("dax_break_layout() waits for the last reference, also that of a mapping");
     s.test("unmount_while_pinned", |ctx| {
         on_both(ctx, unmount_while_pinned)
     });
@@ -276,6 +280,38 @@ fn pinned(dax: Dax) -> Result<()> {
             })?;
             drop((map, file));
         }
+    }
+    dax.check()
+}
+
+/// A page in use is mapped again while a truncation waits for it: once the pipe has let go of it, its
+/// mapping alone must not keep the truncation waiting. (It has given its locks away, and nobody is
+/// woken when a reference goes that is not the last.)
+fn mapped_again_while_pinned(dax: Dax) -> Result<()> {
+    for huge in [false, true] {
+        let file = dax.file(&format!("f{huge}"), huge)?;
+        let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
+        map.touch(10 * PAGE, 1);
+        let held = Held::pages(&map, 10 * PAGE, PAGE as usize)?;
+        std::thread::scope(|scope| -> Result<()> {
+            let changer = scope.spawn(|| file.set_len(5 * PAGE));
+            std::thread::sleep(Duration::from_millis(150));
+            ensure!(!changer.is_finished(), "did not wait for a page in use");
+            map.peek(10 * PAGE);
+            held.take()?;
+            let end = Instant::now() + Duration::from_secs(10);
+            while !changer.is_finished() && Instant::now() < end {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            let done = changer.is_finished();
+            drop(map);
+            changer.join().expect("the changing thread panicked")?;
+            ensure!(
+                done,
+                "waited for a page that was only mapped (huge: {huge})"
+            );
+            Ok(())
+        })?;
     }
     dax.check()
 }
