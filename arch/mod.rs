@@ -105,16 +105,24 @@ pub(crate) fn write_back(mem: &Pmem<'_>) -> WrittenBack {
     WrittenBack(())
 }
 
-/// Fills `mem`, whole cache lines, with zeroes past the cache. `EINVAL` if it is not aligned to
-/// lines.
+/// Fills `mem` with zeroes: whole cache lines past the cache, what is left of a line at either end in
+/// the cache, and starts to write that back.
 ///
 /// Context: any.
-#[inline]
-pub(crate) fn zero(mem: &Pmem<'_>) -> Result<WrittenBack> {
-    if (mem.addr() | mem.len()) % lines::LINE != 0 {
-        return Err(EINVAL);
+pub(crate) fn zero(mem: &Pmem<'_>) -> WrittenBack {
+    let head = (mem.addr().wrapping_neg() % lines::LINE).min(mem.len());
+    let body = (mem.len() - head) / lines::LINE * lines::LINE;
+    if body > 0 {
+        // SAFETY: `Pmem` is mapped writable, and only raw accesses are made to it. Whole lines, inside.
+        unsafe { isa::zero(mem.addr() + head, body) };
     }
-    // SAFETY: `Pmem` is mapped writable, and only raw accesses are made to it. Aligned: checked.
-    unsafe { isa::zero(mem.addr(), mem.len()) };
-    Ok(WrittenBack(()))
+    let mut written = WrittenBack(());
+    for (at, len) in [(0, head), (head + body, mem.len() - head - body)] {
+        if len > 0 {
+            let part = mem.slice(at, len);
+            part.fill_zero();
+            written = written.and(write_back(&part));
+        }
+    }
+    written
 }

@@ -83,29 +83,53 @@ pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: 
         return;
     }
     let mapping = vmf.mapping();
+    let Some((pfn, nr)) = ready(mapping, first, nr, ops) else {
+        return;
+    };
+    let Some(pages) = Pages::new(mapping, pfn, nr) else {
+        return;
+    };
+    let nr = map_pages(vmf, first, &pages, write, || {
+        // What was looked up before the entries were locked may have been replaced by a write(2) to
+        // a file with copy-on-write, which has invalidated these pages before we had them. (It is
+        // refused for write faults ahead.)
+        write || ready(mapping, first, nr, ops) == Some((pfn, nr))
+    });
+    Stats::of(mapping, |s| s.pages_ahead.add(nr as u64));
+}
+
+/// The page frame number of the file's page `first`, and how many of the `nr` pages from there on are
+/// allocated, written, contiguous and this file's alone.
+fn ready(
+    mapping: &AddressSpace,
+    first: usize,
+    nr: usize,
+    ops: &IomapOps,
+) -> Option<(usize, usize)> {
     let pos = (first << PAGE_SHIFT) as i64;
     let len = (nr << PAGE_SHIFT) as u64;
     let why = flags::DAX | flags::FAULT | flags::NOWAIT;
     let mut iter = IomapIter::new(mapping.host(), pos, len, why);
-    if let Ok(true) = iter.next(ops) {
-        let iomap = iter.iomap();
-        let nr = (iter.length() as usize) >> PAGE_SHIFT;
-        let ready = iomap.type_() == Type::Mapped
-            && !iomap.is_shared()
-            && !iomap.is_new()
-            && !making::may_be_unready(mapping);
-        if ready && nr > 0 {
-            let alive = DaxReadLock::new();
-            if let Ok(extent) = io::direct_access(&alive, iomap, pos, nr) {
-                if let Some(pages) = extent.pages(mapping) {
-                    let nr = map_pages(vmf, first, &pages, extent.nr, write);
-                    Stats::of(mapping, |s| s.pages_ahead.add(nr as u64));
-                }
-            }
-        }
-        // Nothing done, as far as the file system is concerned.
-        let _ = iter.next(ops);
+    let Ok(true) = iter.next(ops) else {
+        return None;
+    };
+    let iomap = iter.iomap();
+    let nr = (iter.length() as usize) >> PAGE_SHIFT;
+    let mut found = None;
+    if iomap.type_() == Type::Mapped
+        && !iomap.is_shared()
+        && !iomap.is_new()
+        && !making::may_be_unready(mapping)
+        && nr > 0
+    {
+        let alive = DaxReadLock::new();
+        found = io::direct_access(&alive, iomap, pos, nr)
+            .ok()
+            .map(|extent| (extent.pfn, extent.nr));
     }
+    // Nothing done, as far as the file system is concerned.
+    let _ = iter.next(ops);
+    found
 }
 
 /// How many pages there are in front of the fault's and behind it in the file, the VMA and the PMD.
@@ -119,18 +143,19 @@ fn room(vmf: &VmFault<'_>) -> (usize, usize) {
     (in_front, file.min(vma).min(pmd))
 }
 
-/// Maps `nr` pages from index `first` on but for the fault's own, as many as can be had without
-/// waiting. Returns how many.
+/// Maps `pages` from index `first` on but for the fault's own, as many as can be had without waiting,
+/// if they are the right ones still once their entries are locked. Returns how many.
 fn map_pages(
     vmf: &mut VmFault<'_>,
     first: usize,
     pages: &Pages<'_>,
-    nr: usize,
     write: bool,
+    still_right: impl FnOnce() -> bool,
 ) -> usize {
     let mapping = vmf.mapping();
+    let nr = pages.nr();
     let mut xas = XaState::new(mapping.i_pages(), first, 0);
-    // A bit for each page that had no entry.
+    // A bit for each page that had no entry, and has none that is real yet.
     let mut new = 0u64;
     let mut locked = 0;
     {
@@ -150,10 +175,14 @@ fn map_pages(
     }
     let mut mapped = 0;
     let own = vmf.pgoff();
-    for i in (0..locked).filter(|i| first + i != own) {
+    let right = still_right();
+    for i in (0..locked).filter(|i| right && first + i != own) {
         let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
         if new & 1 << i != 0 {
-            let _ = owner::associate(mapping, first + i, entry, false);
+            if !owner::associate(mapping, first + i, entry, false) {
+                continue;
+            }
+            new &= !(1 << i);
         }
         if let Some(page) = owner::pages(mapping, entry) {
             let _ref = page.folio().get();
@@ -171,8 +200,15 @@ fn map_pages(
     for i in (0..locked).filter(|i| first + i != own) {
         let entry = Entry::new(pages.pfn() + i, 0, Kind::Real);
         xa.walk_to(first + i);
-        xa.replace(entry.to_xa());
-        lock::wake(mapping, first + i, entry, Wake::Next);
+        if new & 1 << i == 0 {
+            xa.replace(entry.to_xa());
+            lock::wake(mapping, first + i, entry, Wake::Next);
+        } else {
+            // Made for nothing.
+            xa.store(0);
+            mapping.add_pages(&xa, -1);
+            lock::wake(mapping, first + i, entry, Wake::All);
+        }
     }
     mapped
 }

@@ -146,19 +146,20 @@ fn pte_fault(
         }
         if iter.length() < PAGE_SIZE as u64 {
             super::bug("an extent is smaller than a page");
-            iter.fail(EIO);
-            continue;
+            break Err(EIO);
         }
         result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0);
         if result != FaultResult::SIGBUS && iter.iomap().is_new() {
             count_major_fault();
             result = result.and(FaultResult::MAJOR);
         }
-        // Nothing done and no error: the fault is to be tried again.
-        if !result.is_error() && result != FaultResult::NONE {
-            if let Err(e) = iter.advance(PAGE_SIZE as u64) {
-                iter.fail(e);
-            }
+        // NONE: nothing done and no error, the fault is to be tried again.
+        if result.is_error() || result == FaultResult::NONE {
+            iter.leave();
+            break Ok(());
+        }
+        if let Err(e) = iter.advance(PAGE_SIZE as u64) {
+            break Err(e);
         }
     };
     if result == FaultResult::NOPAGE && locked.entry().is_real() && !locked.entry().is_pmd() {
@@ -209,15 +210,13 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
         fault_flags(write),
     );
     while let Ok(true) = iter.next(ops) {
-        if iter.length() < size {
-            // Nothing done: the next turn ends it.
-            continue;
+        if iter.length() >= size {
+            result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER);
         }
-        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER);
-        if result != FaultResult::FALLBACK && result != FaultResult::NONE {
-            if let Err(e) = iter.advance(size) {
-                iter.fail(e);
-            }
+        let done = result != FaultResult::FALLBACK && result != FaultResult::NONE;
+        if !done || iter.advance(size).is_err() {
+            iter.leave();
+            break;
         }
     }
     result
@@ -287,10 +286,18 @@ fn map_extent(
         if let Err(e) = io::copy_source(&alive, iter.srcmap(), iter.pos(), &extent.mem) {
             return FaultResult::from_error(e);
         }
+        // The blocks become the file's, with what was durable before, once the extent is ended.
+        if Stats::write_cache(locked.mapping()) {
+            let _: Durable = arch::write_back(&extent.mem).fence();
+        }
     }
     // A real PMD entry stays where a page is wanted: all of it will be dirty.
-    if (stale || !old.is_real()) && !replace(locked, new, iomap.is_shared()) {
-        return error(EBUSY);
+    if stale || !old.is_real() {
+        if !replace(locked, new, iomap.is_shared()) {
+            return error(EBUSY);
+        }
+    } else if !iomap.is_shared() {
+        owner::last_of_many(locked.mapping(), locked.index(), old);
     }
     drop(alive);
     if (write && !sync) || cow {

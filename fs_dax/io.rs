@@ -160,7 +160,7 @@ pub(super) fn iomap_rw(
         }
         cow |= write && iter.iomap().is_shared();
         let (result, stored) = rw_extent(&mut iter, user, write);
-        written = written.and(stored);
+        written = before_end(&iter, written.and(stored));
         if let Err(e) = result {
             iter.fail(e);
         }
@@ -186,6 +186,16 @@ pub(super) fn iomap_rw(
     Stats::of(mapping, |s| s.count_rw(write, done));
     trace::rw(inode, start, len, write, code);
     ret
+}
+
+/// When copied blocks become the file's, as an extent of copy-on-write is ended, they must be durable:
+/// what they replace was.
+fn before_end(iter: &IomapIter<'_>, written: WrittenBack) -> WrittenBack {
+    if iter.iomap().is_shared() {
+        let _: Durable = written.fence();
+        return WrittenBack::nothing();
+    }
+    written
 }
 
 /// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent.
@@ -220,9 +230,8 @@ fn rw_extent(
     let last = (end - 1) as usize >> PAGE_SHIFT;
     if iter.iomap().is_new() || cow || (write && layout::has_holes(mapping, first, last)) {
         if cow {
-            let mut pages = 0;
             let write_cache = Stats::write_cache(mapping);
-            if let Err(e) = writeback::clean(mapping, write_cache, first, last, &mut pages) {
+            if let Err(e) = writeback::clean(mapping, write_cache, first, last, &mut 0) {
                 return (Err(e), written);
             }
         }
@@ -304,7 +313,7 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             Ok(None) => {}
             Ok(Some(stored)) => {
                 zeroed = true;
-                written = written.and(stored);
+                written = before_end(&iter, written.and(stored));
             }
             Err(e) => iter.fail(e),
         }
@@ -327,10 +336,11 @@ fn zero_extent(iter: &mut IomapIter<'_>) -> Result<Option<WrittenBack>> {
     let mapping = iter.inode().mapping();
     if iter.iomap().is_shared() {
         let last = iter.pos() + (iter.length() as i64 - 1);
-        let _ = mapping.invalidate(
+        invalidate_clean(
+            mapping,
             iter.pos() as usize >> PAGE_SHIFT,
             last as usize >> PAGE_SHIFT,
-        );
+        )?;
     }
     let mut written = WrittenBack::nothing();
     while iter.length() > 0 {
@@ -358,7 +368,7 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
     if offset == 0 && left >= PAGE_SIZE {
         let nr = (left / PAGE_SIZE).min(ZERO_BATCH);
         return match dax.direct_access(alive, pgoff, nr, false) {
-            Ok(extent) => Ok((extent.mem.len(), arch::zero(&extent.mem)?)),
+            Ok(extent) => Ok((extent.mem.len(), arch::zero(&extent.mem))),
             // The driver knows how to make bad memory good.
             Err(e) if e == errno::hwpoison() => {
                 dax.zero_page(alive, pgoff).map_err(mem_to_block)?;
@@ -372,8 +382,7 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
     let extent = dax
         .direct_access(alive, pgoff, 1, false)
         .map_err(mem_to_block)?;
-    let mut part = extent.mem.slice(offset, len);
-    part.fill_zero();
+    let mut written = arch::zero(&extent.mem.slice(offset, len));
     if iomap.is_shared() {
         let edge = edges(pos, len, PAGE_SIZE);
         let srcmap = iter.srcmap();
@@ -381,9 +390,11 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
         copy_source(alive, srcmap, pos - edge.head as i64, &head)?;
         let tail = extent.mem.slice(offset + len, edge.tail);
         copy_source(alive, srcmap, pos + len as i64, &tail)?;
-        part = extent.mem;
+        written = written
+            .and(arch::write_back(&head))
+            .and(arch::write_back(&tail));
     }
-    Ok((len, arch::write_back(&part)))
+    Ok((len, written))
 }
 
 /// See [`crate::include::fs_dax_ops::Operations::truncate_page`].
@@ -412,7 +423,7 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
             Err(e) => break Err(e),
         }
         match unshare_extent(&mut iter) {
-            Ok(stored) => written = written.and(stored),
+            Ok(stored) => written = before_end(&iter, written.and(stored)),
             Err(e) => iter.fail(e),
         }
     };

@@ -196,30 +196,42 @@ fn delete(xa: &mut XaLocked<'_, '_>, mapping: &AddressSpace, entry: Entry) {
 
 /// See [`crate::include::fs_dax_ops::Operations::delete_mapping_entry`].
 pub(super) fn delete_mapping_entry(mapping: &AddressSpace, index: usize) -> bool {
-    delete_entry(mapping, index, |_| true)
-}
-
-/// See [`crate::include::fs_dax_ops::Operations::invalidate_mapping_entry_sync`].
-pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize) -> bool {
-    delete_entry(mapping, index, |xa| {
-        !xa.is_marked(Mark::Dirty) && !xa.is_marked(Mark::ToWrite)
-    })
-}
-
-/// C's `__dax_invalidate_entry()`: deletes the entry at `index` if `wanted` says so, whether it did.
-fn delete_entry(
-    mapping: &AddressSpace,
-    index: usize,
-    wanted: impl FnOnce(&XaLocked<'_, '_>) -> bool,
-) -> bool {
     let mut xas = XaState::new(mapping.i_pages(), index, 0);
     let mut xa = xas.lock();
     let Found::Unlocked(entry) = next_unlocked(&mut xa, mapping, 0) else {
         return false;
     };
-    if !wanted(&xa) {
+    delete(&mut xa, mapping, entry);
+    true
+}
+
+/// See [`crate::include::fs_dax_ops::Operations::invalidate_mapping_entry_sync`]. May sleep.
+pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize) -> bool {
+    let mut xas = XaState::new(mapping.i_pages(), index, 0);
+    let mut xa = xas.lock();
+    let Found::Unlocked(entry) = next_unlocked(&mut xa, mapping, 0) else {
+        return false;
+    };
+    let is_dirty = |xa: &XaLocked<'_, '_>| xa.is_marked(Mark::Dirty) || xa.is_marked(Mark::ToWrite);
+    if is_dirty(&xa) {
         pass_on(mapping, xa.index(), entry);
         return false;
+    }
+    if entry.is_real() {
+        // The core unmaps what it was asked for, and afterwards. But all pages of the entry must be
+        // unmapped, and nobody may hold one, before its folio is taken apart.
+        let first = entry.first_index(xa.index());
+        xa.replace(entry.locked().to_xa());
+        let busy = xa.unlocked(|| {
+            mapping.unmap_pages(first, entry.nr_pages());
+            owner::busy_folio(mapping, entry).is_some()
+        });
+        xa.walk_to(first);
+        if busy || is_dirty(&xa) {
+            xa.replace(entry.to_xa());
+            wake(mapping, first, entry, Wake::Next);
+            return false;
+        }
     }
     delete(&mut xa, mapping, entry);
     true

@@ -39,6 +39,8 @@ pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shar
     let folio = pages.folio();
     // Other files can take the folio up at the same time only if it is shared. They are kept out,
     // so that a free folio stays free until its order is right.
+    // A block that is not shared any more may have been part of a folio that others have still.
+    let shared = shared || !folio.is_free();
     let _sharing = shared.then(SharingLock::new);
     if shared {
         let mut owner = folio.lock_share();
@@ -64,6 +66,21 @@ pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shar
     }
     folio.lock_share().set_owner(mapping, index);
     true
+}
+
+/// `entry` is for blocks that only `mapping` has now. If other files had them too their folio has no
+/// owner: from now on it is `mapping`, so that it is told when the folio gets dirty.
+#[inline]
+pub(super) fn last_of_many(mapping: &AddressSpace, index: usize, entry: Entry) {
+    if let Some(pages) = pages(mapping, entry) {
+        let folio = pages.folio();
+        if folio.has_no_owner() && folio.order() == entry.order() {
+            let mut owner = folio.lock_share();
+            if owner.files() == 1 {
+                owner.set_owner(mapping, index);
+            }
+        }
+    }
 }
 
 /// C's `dax_disassociate_entry()`: the pages of `entry` do not belong to `mapping` any more. The

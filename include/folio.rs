@@ -65,6 +65,12 @@ impl<'a> Pages<'a> {
         self.pfn
     }
 
+    /// How many pages.
+    #[inline]
+    pub(crate) fn nr(&self) -> usize {
+        self.nr
+    }
+
     /// The folio that the first page is in.
     #[inline]
     pub(crate) fn folio(&self) -> &'a Folio {
@@ -153,6 +159,19 @@ impl Folio {
     pub(crate) fn is_busy(&self) -> bool {
         // SAFETY: Valid.
         unsafe { bindings::rpmem_folio_extra_refs(self.0.get()) != 0 }
+    }
+
+    /// Whether no single file owns the folio: none has it, or it is or was shared. May change at any
+    /// time.
+    #[inline]
+    pub(crate) fn has_no_owner(&self) -> bool {
+        self.mapping_ptr().is_null()
+    }
+
+    /// Whether no file has the folio. May change at any time.
+    #[inline]
+    pub(crate) fn is_free(&self) -> bool {
+        self.has_no_owner() && self.index() == 0
     }
 
     /// Takes the lock on whom the folio belongs to.
@@ -287,7 +306,17 @@ impl ShareLock<'_> {
     /// Whether no file has the folio.
     #[inline]
     pub(crate) fn is_free(&self) -> bool {
-        self.folio.mapping_ptr().is_null() && self.folio.index() == 0
+        self.folio.is_free()
+    }
+
+    /// How many files have it, if several had it once; else 0.
+    #[inline]
+    pub(crate) fn files(&self) -> usize {
+        if self.is_shared() {
+            self.folio.index()
+        } else {
+            0
+        }
     }
 
     /// C's `dax_folio_is_shared()`: whether several files have it.
@@ -296,7 +325,7 @@ impl ShareLock<'_> {
         self.folio.mapping_ptr().is_null() && self.folio.index() != 0
     }
 
-    /// The folio, which no file has, now belongs to `mapping` at `index`.
+    /// The folio, which no other file has, now belongs to `mapping` at `index`.
     #[inline]
     pub(crate) fn set_owner(&mut self, mapping: &AddressSpace, index: usize) {
         // SAFETY: Valid, and guarded by the lock.
@@ -333,7 +362,10 @@ impl ShareLock<'_> {
             }
         }
         // SAFETY: Valid. Also clears mapping and share.
-        unsafe { bindings::dax_folio_reset_order(self.folio.as_raw()) };
+        unsafe {
+            bindings::rpmem_folio_clear_dirty(self.folio.as_raw());
+            bindings::dax_folio_reset_order(self.folio.as_raw());
+        }
     }
 }
 

@@ -204,6 +204,16 @@ bool rpmem_folio_set_dirty(struct folio *folio)
 	return !folio_test_dirty(folio) && !folio_test_set_dirty(folio);
 }
 
+/*
+ * For the core, while the folio had no owner, noop_dirty_folio() may have set the flag. The
+ * next file's pages would never be reported dirty by unpin_user_pages_dirty_lock().
+ */
+void rpmem_folio_clear_dirty(struct folio *folio)
+{
+	if (folio_test_dirty(folio))
+		folio_clear_dirty(folio);
+}
+
 static DEFINE_MUTEX(rpmem_sharing_mutex);
 
 void rpmem_sharing_lock(void)

@@ -56,6 +56,7 @@ void rpmem_folio_ref_inc(struct folio *folio);
 void rpmem_folio_put(struct folio *folio);
 void rpmem_folio_make_compound(struct folio *folio, unsigned int order);
 bool rpmem_folio_set_dirty(struct folio *folio);
+void rpmem_folio_clear_dirty(struct folio *folio);
 struct folio *rpmem_alloc_zero_pmd(void);
 void rpmem_sharing_lock(void);
 void rpmem_sharing_unlock(void);

@@ -151,7 +151,7 @@ impl<'a> IomapIter<'a> {
 
     /// C's `iomap_iter()`: ends the extent at hand and gets the next one. False at the end of the
     /// range, or when nothing was done with the last extent. Must be called until it returns false
-    /// or an error. May sleep.
+    /// or an error, but see [`IomapIter::leave`]. May sleep.
     #[inline]
     pub(crate) fn next(&mut self, ops: &IomapOps) -> Result<bool> {
         // SAFETY: Both are valid.
@@ -159,6 +159,13 @@ impl<'a> IomapIter<'a> {
         to_result(ret)?;
         Ok(ret > 0)
     }
+
+    /// For faults: ends the walk without telling the file system that nothing was done with its
+    /// extent. xfs would free the blocks that it has ready for copy-on-write there, and a write(2)
+    /// may be filling them (it holds another lock than faults do). They stay for the next try, or
+    /// until xfs's garbage collection of such blocks takes them.
+    #[inline]
+    pub(crate) fn leave(self) {}
 
     /// Tells the file system, in the next [`IomapIter::next`], that it went wrong.
     #[inline]

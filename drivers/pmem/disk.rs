@@ -170,7 +170,7 @@ impl Device {
     pub(super) fn zero_sectors(&self, sectors: Sectors) -> Result<WrittenBack> {
         self.write_over(sectors, || {
             let len = (sectors.len << SECTOR_SHIFT) as usize;
-            arch::zero(&self.pmem(sectors.start << SECTOR_SHIFT, len)?)
+            Ok(arch::zero(&self.pmem(sectors.start << SECTOR_SHIFT, len)?))
         })
     }
 
