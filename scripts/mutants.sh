@@ -6,7 +6,7 @@
 # For each line of tests/mutants/table: makes the mistake in a scratch copy of the
 # module's source, builds it, runs the one test that has to notice, and prints
 # whether it did and how that test failed. The test `crash:N` is a campaign of N power
-# failures (`make crash`). First that test must pass on the source as it is. Exit status
+# failures (`make crash`), `crash:N:workload` one of that workload alone. First that test must pass on the source as it is. Exit status
 # 0 if every mutant was caught. Nothing in the tree itself is changed.
 #
 # Expects what `make test` builds (runner, guest, plugin); RUNNER= names another runner.
@@ -35,7 +35,13 @@ build() {
 # Output of the runner in a log; its status: 0 passed, 1 failed.
 run() {
 	local what=(test --no-host "$1")
-	case $1 in crash:*) what=(crash --points "${1#crash:}" --seed 1) ;; esac
+	case $1 in
+	crash:*:*)
+		what=${1#crash:}
+		what=(crash --points "${what%%:*}" --seed 1 --workload "${what#*:}")
+		;;
+	crash:*) what=(crash --points "${1#crash:}" --seed 1) ;;
+	esac
 	$env run "$runner" --kernel "$kernel=$dir" --module "$module" --jobs 1 \
 		--results "$results" "${what[@]}" >"$results/$2.log" 2>&1
 }

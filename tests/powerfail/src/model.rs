@@ -26,16 +26,19 @@ struct File {
     pending: Vec<(Range<u64>, Source)>,
     /// The acknowledged size, then those since.
     sizes: Vec<u64>,
+    /// The file whose number its content has.
+    content_of: usize,
 }
 
 impl File {
-    fn new(size: u64, source: Source) -> Self {
+    fn new(size: u64, source: Source, content_of: usize) -> Self {
         let bytes = vec![source; size as usize];
         File {
             now: bytes.clone(),
             durable: bytes,
             pending: Vec::new(),
             sizes: vec![size],
+            content_of,
         }
     }
 
@@ -93,12 +96,12 @@ impl File {
         for start in (0..content.len()).step_by(PAGE as usize) {
             let end = (start + PAGE as usize).min(content.len());
             let expected = &mut expected[..end - start];
-            self.durable_content(index, start, expected);
+            self.durable_content(start, expected);
             if *expected == content[start..end] {
                 continue;
             }
             for at in start..end {
-                if content[at] != expected[at - start] && !self.may_be(index, at, content[at]) {
+                if content[at] != expected[at - start] && !self.may_be(at, content[at]) {
                     verdict.lose(
                         1,
                         format!(
@@ -114,13 +117,13 @@ impl File {
         verdict
     }
 
-    fn durable_content(&self, index: usize, start: usize, buffer: &mut [u8]) {
+    fn durable_content(&self, start: usize, buffer: &mut [u8]) {
         let sources = &self.durable[start..start + buffer.len()];
         let mut at = 0;
         for run in sources.chunk_by(|a, b| a == b) {
             fill(
                 run[0],
-                index,
+                self.content_of,
                 (start + at) as u64,
                 &mut buffer[at..at + run.len()],
             );
@@ -128,13 +131,13 @@ impl File {
         }
     }
 
-    fn may_be(&self, index: usize, at: usize, byte: u8) -> bool {
+    fn may_be(&self, at: usize, byte: u8) -> bool {
         self.pending
             .iter()
             .filter(|(r, _)| r.contains(&(at as u64)))
             .any(|&(_, source)| {
                 let mut one = [0];
-                fill(source, index, at as u64, &mut one);
+                fill(source, self.content_of, at as u64, &mut one);
                 one[0] == byte
             })
     }
@@ -169,6 +172,7 @@ impl Verdict {
 /// The files of a run.
 #[derive(Clone, Debug)]
 pub struct Model {
+    workload: Workload,
     files: Vec<File>,
     /// The file that is being replaced, and by what.
     replacement: Option<(usize, File)>,
@@ -180,9 +184,14 @@ impl Model {
         let files = workload
             .files()
             .iter()
-            .map(|f| File::new(f.size, if f.filled { INITIAL } else { 0 }))
+            .enumerate()
+            .map(|(i, f)| {
+                let source = if f.filled { INITIAL } else { 0 };
+                File::new(f.size, source, workload.content_of(i))
+            })
             .collect();
         Model {
+            workload,
             files,
             replacement: None,
         }
@@ -212,6 +221,16 @@ impl Model {
 
     /// Any part of the operation's effects may be durable from now on.
     pub fn begin(&mut self, op: &Op, number: Source) {
+        if op.how == How::Clone {
+            let from = self.files[self.workload.twin(op.file)].now.clone();
+            let mut at = 0;
+            for run in from.chunk_by(|a, b| a == b) {
+                let end = at + run.len() as u64;
+                self.files[op.file].change(at..end, run[0]);
+                at = end;
+            }
+            return;
+        }
         let file = &mut self.files[op.file];
         match op.how {
             How::MsyncPart => {}
@@ -226,7 +245,7 @@ impl Model {
                 file.resize(op.ranges[0].end);
             }
             How::Replace => {
-                let new = File::new(op.ranges[0].end, number);
+                let new = File::new(op.ranges[0].end, number, op.file);
                 self.replacement = Some((op.file, new));
             }
             _ => op
@@ -238,10 +257,17 @@ impl Model {
 
     /// The operation is over, and what it promises is durable.
     pub fn ack(&mut self, op: &Op, number: Source) {
+        if op.how == How::Clone {
+            let twin = self.workload.twin(op.file);
+            self.files[op.file].now = self.files[twin].now.clone();
+            self.files[op.file].sync();
+            self.files[twin].sync();
+            return;
+        }
         let source = if op.how == How::Punch { 0 } else { number };
         let file = &mut self.files[op.file];
         match op.how {
-            How::MsyncPart | How::Replace => {}
+            How::MsyncPart | How::Replace | How::Clone => {}
             How::Truncate => file.now.resize(op.ranges[0].end as usize, 0),
             _ => {
                 for range in &op.ranges {
@@ -252,7 +278,7 @@ impl Model {
             }
         }
         match op.how {
-            How::Store | How::Write | How::Punch => {}
+            How::Store | How::Write | How::Punch | How::Clone => {}
             How::Replace => self.files[op.file] = self.replacement.take().expect("begun").1,
             How::Sync => self.files.iter_mut().for_each(File::sync),
             How::Fsync
@@ -314,11 +340,16 @@ mod tests {
     fn after(workload: Workload, seed: u64, ops: u64) -> Disk {
         let start = |(i, f): (usize, &crate::workload::Start)| {
             let mut bytes = vec![0; f.size as usize];
-            fill(if f.filled { INITIAL } else { 0 }, i, 0, &mut bytes);
+            let source = if f.filled { INITIAL } else { 0 };
+            fill(source, workload.content_of(i), 0, &mut bytes);
             bytes
         };
         let mut now: Vec<Vec<u8>> = workload.files().iter().enumerate().map(start).collect();
         for (op, number) in workload.operations(seed).iter().zip(1..=ops) {
+            if op.how == How::Clone {
+                now[op.file] = now[workload.twin(op.file)].clone();
+                continue;
+            }
             let file = &mut now[op.file];
             match op.how {
                 How::MsyncPart => {}
@@ -332,7 +363,7 @@ mod tests {
                         let source = if how == How::Punch { 0 } else { number as u16 };
                         fill(
                             source,
-                            op.file,
+                            workload.content_of(op.file),
                             r.start,
                             &mut file[r.start as usize..r.end as usize],
                         );
@@ -405,7 +436,8 @@ mod tests {
 
     fn model(size: u64) -> Model {
         Model {
-            files: vec![File::new(size, INITIAL)],
+            workload: Workload::Write,
+            files: vec![File::new(size, INITIAL, 0)],
             replacement: None,
         }
     }

@@ -27,6 +27,9 @@ pub enum Workload {
     Unmap,
     /// write(2) with fsync, fdatasync, O_SYNC and RWF_DSYNC.
     Write,
+    /// As `Write`, but each write goes to a file just cloned or a clone: a part of a block is
+    /// copied with it, and must be as durable.
+    Reflink,
     /// Appends with fdatasync.
     Append,
     /// Truncate, hole punch and rename among writes and stores.
@@ -43,11 +46,11 @@ pub enum Workload {
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 13] = {
+    pub const ALL: [Workload; 14] = {
         use Workload::*;
         [
-            Flows, Partial, Sparse, Huge, Mapsync, Unmap, Write, Append, Meta, Direct, Raw, Lmdb,
-            Sqlite,
+            Flows, Partial, Sparse, Huge, Mapsync, Unmap, Write, Reflink, Append, Meta, Direct,
+            Raw, Lmdb, Sqlite,
         ]
     };
 
@@ -62,6 +65,7 @@ impl Workload {
             Mapsync => "mapsync",
             Unmap => "unmap",
             Write => "write",
+            Reflink => "reflink",
             Append => "append",
             Meta => "meta",
             Direct => "direct",
@@ -85,6 +89,8 @@ impl Workload {
     pub fn grounds(self) -> &'static [Ground] {
         match self {
             Workload::Raw => &[Ground::Raw],
+            // ext4 has no clones.
+            Workload::Reflink => &[Ground::Xfs],
             _ => &[Ground::Ext4, Ground::Xfs],
         }
     }
@@ -119,6 +125,8 @@ impl Workload {
             Workload::Huge => vec![file(4 << 20, true)],
             Workload::Raw => vec![file(1 << 20, false)],
             Workload::Direct => vec![file(1 << 20, true)],
+            // The last two are the clones of the first two, or the other way round.
+            Workload::Reflink => [file(128 << 10, true), file(70_001, true)].repeat(2),
             Workload::Append => vec![file(0, false), file(5_000, true)],
             Workload::Lmdb | Workload::Sqlite => vec![],
             _ => vec![
@@ -129,11 +137,25 @@ impl Workload {
         }
     }
 
+    /// The file that this one is cloned from.
+    pub fn twin(self, file: usize) -> usize {
+        match self {
+            Workload::Reflink => file ^ 2,
+            _ => file,
+        }
+    }
+
+    /// The file whose number is in this one's content (see [`fill`]): clones share it.
+    pub fn content_of(self, file: usize) -> usize {
+        file.min(self.twin(file))
+    }
+
     /// The operations of a run; they are numbered from 1.
     pub fn operations(self, seed: u64) -> Vec<Op> {
         let mut draw = Draw {
             rng: rng(seed),
             sizes: self.files().iter().map(|f| f.size).collect(),
+            cloned: None,
         };
         (0..self.length()).map(|_| draw.op(self)).collect()
     }
@@ -199,6 +221,8 @@ pub enum How {
     Append,
     /// ftruncate to the end of the range, fsync.
     Truncate,
+    /// FICLONE of the file's twin over the whole file, fsync of both.
+    Clone,
     /// Hole punch, nothing promised.
     Punch,
     /// A new file of the range's size, fsync, rename over the old one, fsync of the directory.
@@ -219,6 +243,8 @@ pub struct Op {
 struct Draw {
     rng: ChaCha8Rng,
     sizes: Vec<u64>,
+    /// The file that the next operation is on: one that shares its blocks.
+    cloned: Option<usize>,
 }
 
 impl Draw {
@@ -261,7 +287,8 @@ impl Draw {
             Workload::Partial => self.pick(&[Store, Store, MsyncPart, MsyncPart, Fsync]),
             Workload::Mapsync => Mapsync,
             Workload::Unmap => Unmap,
-            Workload::Write => {
+            Workload::Reflink if self.cloned.is_none() => Clone,
+            Workload::Write | Workload::Reflink => {
                 self.pick(&[Write, WriteFsync, WriteFdatasync, WriteDsync, WriteSync])
             }
             Workload::Append => Append,
@@ -273,9 +300,15 @@ impl Draw {
             }
             Workload::Lmdb | Workload::Sqlite => unreachable!("databases have transactions"),
         };
-        let file = self.below(self.sizes.len() as u64) as usize;
+        let mut file = self.below(self.sizes.len() as u64) as usize;
+        if workload == Workload::Reflink {
+            let next = (how == Clone).then_some(file);
+            // Twice the same, or its twin: they share all blocks.
+            file = std::mem::replace(&mut self.cloned, next).unwrap_or(file);
+        }
         let size = self.sizes[file];
         let ranges = match how {
+            Clone => vec![0..size],
             Append => {
                 let len = 1 + self.below(9000);
                 self.sizes[file] += len;

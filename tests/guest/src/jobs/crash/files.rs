@@ -16,6 +16,7 @@ use powerfail::marker::{mark, Call};
 use powerfail::model::{Model, Verdict};
 use powerfail::workload::{fill, How, Op, Workload, INITIAL};
 
+use crate::fixture::dax::clone_range;
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::Aligned;
 use crate::fixture::{Disk, Mapping, Mount, PAGE};
@@ -63,13 +64,14 @@ pub fn perform(task: &Task, disk: &Disk, mount: Option<&Mount>) -> Result<()> {
     for (i, start) in task.workload.files().iter().enumerate() {
         let Some(mount) = mount else { break };
         let name = format!("f{i}");
+        let content_of = task.workload.content_of(i);
         let file = match task.workload {
             Workload::Huge => mount.allocate_huge(&name, start.size, disk)?,
             _ => mount.create(&name)?,
         };
         file.set_len(start.size)?;
         if start.filled {
-            file.write_all_at(&content(INITIAL, i, 0, start.size), 0)?;
+            file.write_all_at(&content(INITIAL, content_of, 0, start.size), 0)?;
         }
         file.sync_all()?;
     }
@@ -78,8 +80,7 @@ pub fn perform(task: &Task, disk: &Disk, mount: Option<&Mount>) -> Result<()> {
     unsafe { libc::sync() };
     let mut run = Run {
         place,
-        direct: task.workload.is_direct(),
-        sync: task.workload == Workload::Mapsync,
+        workload: task.workload,
         kept: HashMap::new(),
     };
     mark(Call::Start, 0, 0);
@@ -95,8 +96,7 @@ pub fn perform(task: &Task, disk: &Disk, mount: Option<&Mount>) -> Result<()> {
 
 struct Run<'a> {
     place: Place<'a>,
-    direct: bool,
-    sync: bool,
+    workload: Workload,
     /// Mappings that stay, by file.
     kept: HashMap<usize, Mapping>,
 }
@@ -108,7 +108,7 @@ impl Run<'_> {
             Entry::Vacant(place) => {
                 let opened = self.place.open(file, 0)?;
                 let len = opened.metadata()?.len();
-                place.insert(if self.sync {
+                place.insert(if self.workload == Workload::Mapsync {
                     Mapping::sync(&opened, 0, len).context("mmap with MAP_SYNC")?
                 } else {
                     Mapping::shared(&opened, 0, len)?
@@ -155,6 +155,13 @@ impl Run<'_> {
                 let file = self.place.open(op.file, 0)?;
                 file.set_len(op.ranges[0].end)?;
                 file.sync_all()?;
+            }
+            How::Clone => {
+                let from = self.place.open(self.workload.twin(op.file), 0)?;
+                let to = self.place.open(op.file, 0)?;
+                clone_range(&from, 0, 0, &to, 0)?;
+                from.sync_all()?;
+                to.sync_all()?;
             }
             How::Punch => {
                 let file = self.place.open(op.file, 0)?;
@@ -219,12 +226,13 @@ impl Run<'_> {
         } else {
             0
         };
-        if self.direct {
+        if self.workload.is_direct() {
             flags |= libc::O_DIRECT;
         }
         let file = self.place.open(op.file, flags)?;
         for range in &op.ranges {
-            let data = content(number, op.file, range.start, range.end - range.start);
+            let of = self.workload.content_of(op.file);
+            let data = content(number, of, range.start, range.end - range.start);
             let data = Aligned::from(&data);
             if op.how == How::WriteDsync {
                 write_dsync(&file, &data, range.start)?;
