@@ -46,12 +46,13 @@ pub enum Instant {
     /// Just before a fence that has something to make durable.
     BeforeFence,
     /// Just after it.
+    #[serde(rename = "fence")]
     AfterFence,
     /// Between two write-backs.
     Flush,
     /// Between two non-temporal stores.
     NtStore,
-    /// After a store to the range.
+    /// After a store to the range of any kind, if they are all looked at.
     Store,
     /// At the begin or the acknowledgement of an operation.
     Operation,
@@ -59,13 +60,42 @@ pub enum Instant {
     Marker,
 }
 
+impl Instant {
+    /// Those that points are drawn from; the number of each is its place in this list.
+    pub const DRAWN: [Instant; 6] = {
+        use Instant::*;
+        [BeforeFence, AfterFence, Flush, NtStore, Store, Operation]
+    };
+
+    /// Its name, as in serialised form.
+    pub fn name(self) -> &'static str {
+        match self {
+            Instant::BeforeFence => "before-fence",
+            Instant::AfterFence => "fence",
+            Instant::Flush => "flush",
+            Instant::NtStore => "nt-store",
+            Instant::Store => "store",
+            Instant::Operation => "operation",
+            Instant::Marker => "marker",
+        }
+    }
+}
+
+impl std::fmt::Display for Instant {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.pad(self.name())
+    }
+}
+
 /// Which instant a point is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Name {
     /// What kind of instant it is.
     pub instant: Instant,
-    /// Its number among the candidates of the run, or the marker's.
+    /// Its number among all instants of the run, or the marker's.
     pub number: u64,
+    /// Its number among those of its kind, or the marker's.
+    pub nth: u64,
     /// The number of the last operation begun, if any.
     pub begun: Option<u64>,
     /// The number of the last operation acknowledged, if any.
@@ -332,6 +362,7 @@ mod tests {
         let name = Name {
             instant: Instant::Store,
             number: 5,
+            nth: 2,
             begun: Some(3),
             acked: None,
         };

@@ -3,7 +3,7 @@
 //! What the host asks the plugin to do: a list of jobs, one JSON object a line.
 //! The guest takes them one after the other with [`crate::marker::next`].
 
-use crate::image::Kind;
+use crate::image::{Instant, Kind};
 use crate::workload::Workload;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -54,8 +54,11 @@ impl std::fmt::Display for Ground {
     }
 }
 
-/// The text of a job that has no task: the guest's result is its /proc/kallsyms.
-pub const KALLSYMS: &str = "kallsyms";
+/// The text of a job that has no task: the guest's result is its /proc/kallsyms, [`MAPS`], and
+/// the /proc/self/maps of the program that runs the workloads.
+pub const SYMBOLS: &str = "symbols";
+/// What is between the two.
+pub const MAPS: &str = "\n--- maps\n";
 
 /// One job: an image to put into the pmem range and what the guest does with it.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -90,6 +93,8 @@ pub struct Crash {
 pub struct Sample {
     /// How many.
     pub points: usize,
+    /// This one instead of drawing.
+    pub at: Option<At>,
     /// The seed that draws them.
     pub seed: u64,
     /// Locked operations are no fences, so that a missing SFENCE shows.
@@ -98,12 +103,48 @@ pub struct Sample {
     pub out: PathBuf,
 }
 
+/// A chosen crash point.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct At {
+    /// The kind of instant.
+    pub instant: Instant,
+    /// Its number among those of this kind in the run, from 1.
+    pub nth: u64,
+}
+
+impl std::fmt::Display for At {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{}:{}", self.instant, self.nth)
+    }
+}
+
+impl std::str::FromStr for At {
+    type Err = anyhow::Error;
+    fn from_str(text: &str) -> Result<Self> {
+        let (name, nth) = text.split_once(':').context("KIND:N is expected")?;
+        let instant = Instant::DRAWN
+            .into_iter()
+            .find(|i| i.name() == name)
+            .with_context(|| {
+                format!(
+                    "'{name}': {} is expected",
+                    Instant::DRAWN.map(Instant::name).join(", ")
+                )
+            })?;
+        let nth = nth.parse().ok().filter(|&n| n > 0);
+        Ok(At {
+            instant,
+            nth: nth.context("instants are numbered from 1")?,
+        })
+    }
+}
+
 /// Which stores are to be noted.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Trace {
     /// Lines, by their byte offset in the range.
     pub lines: BTreeSet<usize>,
-    /// Until the run's candidate of this number.
+    /// Until the run's instant of this number.
     pub until: u64,
 }
 

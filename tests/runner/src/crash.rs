@@ -20,8 +20,8 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::{ensure, Context, Result};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
-use powerfail::image::{Kind, Name, Point};
-use powerfail::job::{self, Crash, Ground, Job, Progress, Sample, Task};
+use powerfail::image::{self, Kind, Name, Point};
+use powerfail::job::{self, At, Crash, Ground, Job, Progress, Sample, Task};
 use powerfail::model::Verdict;
 use powerfail::sample::{below, rng};
 use powerfail::workload::{mix, Workload};
@@ -42,9 +42,9 @@ const JOB_LIMIT: Duration = Duration::from_secs(180);
 /// `runner crash`.
 #[derive(Args, Clone, Debug)]
 pub struct Options {
-    /// How many crash points
-    #[arg(long, default_value_t = 200)]
-    points: usize,
+    /// How many crash points (200), with --at how many runs (one of each workload)
+    #[arg(long)]
+    points: Option<usize>,
     /// Where all chance comes from; drawn and printed if not given
     #[arg(long)]
     seed: Option<u64>,
@@ -54,6 +54,11 @@ pub struct Options {
     /// The seed of a run, as a failure names it: only such runs
     #[arg(long, value_parser = parse_seed)]
     run_seed: Option<u64>,
+    /// The N-th instant of a kind in each run instead of drawn ones, with all its images: fence:N
+    /// (just after it), before-fence:N, flush:N, nt-store:N, store:N (of any kind), operation:N
+    /// (1: the first begins, 2: it is acknowledged, 3: the second begins …)
+    #[arg(long)]
+    at: Option<At>,
     /// Locked operations fence too, as they do on real CPUs. Without it only SFENCE and MFENCE
     /// count, so that a missing one is not hidden by whatever comes next
     #[arg(long)]
@@ -72,17 +77,39 @@ pub struct Options {
 
 impl Options {
     /// What `make test` runs.
-    pub fn short() -> Self {
+    fn short() -> Self {
         Options {
-            points: 75,
+            points: Some(75),
             seed: Some(1),
             workloads: Vec::new(),
             run_seed: None,
+            at: None,
             lenient: false,
             stores: false,
             ignore: None,
             cpu: "max".into(),
         }
+    }
+
+    fn wants(&self, workload: Workload, on: On) -> bool {
+        match self.workloads[..] {
+            // What C does not promise is looked at on C only by name.
+            [] => !(workload.rust_only() && on == On::C),
+            _ => self.workloads.contains(&workload),
+        }
+    }
+
+    /// How many images of each point are checked, at most.
+    fn images(&self) -> usize {
+        self.at.map_or(1, |_| 3)
+    }
+
+    /// Every store to the range is an instant.
+    fn stores(&self) -> bool {
+        self.stores
+            || self
+                .at
+                .is_some_and(|at| at.instant == image::Instant::Store)
     }
 }
 
@@ -107,18 +134,20 @@ struct Check {
     run: Run,
     name: Name,
     crash: Crash,
+    /// Its number in the campaign.
+    number: usize,
     /// Of the run's candidates this is one of so many.
     candidates: u64,
 }
 
 /// `make crash`: a campaign with its table. True: nothing failed.
 pub fn run(env: &Environment, options: &Options, on: On, jobs: usize) -> Result<bool> {
-    let bar = ProgressBar::new(options.points as u64);
+    let bar = ProgressBar::new(0);
     bar.set_style(ProgressStyle::with_template(
         "{elapsed_precise} [{bar:30}] {pos}/{len} {msg}",
     )?);
-    let (points, failed) = campaign(env, options, on, jobs, bar)?;
-    Ok(failed == 0 && points > 0)
+    let sum = campaign(env, options, on, jobs, bar, "crash")?;
+    Ok(sum.points > 0 && sum.failed == 0 && sum.broken == 0)
 }
 
 /// The campaign of `make test`, as one test of its report.
@@ -135,10 +164,12 @@ pub fn short(env: &Environment, on: On, jobs: usize, report: &Report) -> Result<
             .collect();
         options.workloads.retain(|w| *w != Workload::Meta);
     }
-    let outcome = match campaign(env, &options, on, jobs, ProgressBar::hidden()) {
-        Ok((0, _)) => Outcome::Failed("no crash point was checked".into()),
-        Ok((_, 0)) => Outcome::Passed,
-        Ok((points, failed)) => Outcome::Failed(format!("{failed} of {points} crash points")),
+    let hidden = ProgressBar::hidden();
+    let outcome = match campaign(env, &options, on, jobs, hidden, "crash-short") {
+        Ok(Sum { points: 0, .. }) => Outcome::Failed("no crash point was checked".into()),
+        Ok(sum) if sum.broken > 0 => Outcome::Failed(format!("{} runs failed", sum.broken)),
+        Ok(sum) if sum.failed == 0 => Outcome::Passed,
+        Ok(sum) => Outcome::Failed(format!("{} of {} crash points", sum.failed, sum.points)),
         Err(e) => Outcome::Failed(format!("{e:#}")),
     };
     let record = Record {
@@ -151,29 +182,39 @@ pub fn short(env: &Environment, on: On, jobs: usize, report: &Report) -> Result<
     report.add(record, "")
 }
 
-/// Returns how many points were checked and how many of them failed.
+/// `name` is that of its results.
 fn campaign(
     env: &Environment,
     options: &Options,
     on: On,
     jobs: usize,
     bar: ProgressBar,
-) -> Result<(usize, usize)> {
+    name: &'static str,
+) -> Result<Sum> {
+    ensure!(
+        !(options.stores && options.at.is_some()),
+        "--at chooses the instant: it goes without --stores"
+    );
     let seed = options.seed.unwrap_or_else(|| {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         now.map_or(0, |n| n.as_nanos() as u64) % 1_000_000
     });
     let runs = plan(options, on, seed);
+    let images: usize = runs.iter().map(|r| r.points * options.images()).sum();
+    bar.set_length(images as u64);
     let mut campaign = Campaign {
         env,
         options,
         on,
+        name,
+        seed,
         bases: tempfile::tempdir()?,
         rows: Vec::new(),
         bar,
         started: Instant::now(),
     };
     campaign.make_bases()?;
+    campaign.clear_kept()?;
     let whom = match on {
         On::Rust => "rust_pmem",
         On::C => "the kernel's nd_pmem and fs/dax.c",
@@ -185,8 +226,7 @@ fn campaign(
     };
     let ignored = options.ignore.as_ref();
     campaign.say(format!(
-        "{} crash points from {} runs on {whom}, kernel {}, seed {seed}, {fences} as fences{}",
-        options.points,
+        "{images} crash points from {} runs on {whom}, kernel {}, seed {seed}, {fences} as fences{}",
         runs.len(),
         env.default_kernel().name,
         ignored.map_or(String::new(), |i| format!(", every {i} ignored")),
@@ -196,30 +236,30 @@ fn campaign(
         let scratch = scratch_dir()?;
         let checks = campaign.draw(some, scratch.path())?;
         let failed = campaign.check(checks, scratch.path(), jobs)?;
+        campaign.save()?;
         campaign.explain(some, &failed, scratch.path())?;
     }
-    campaign.finish()
+    Ok(campaign.finish())
 }
 
 /// The runs of a campaign: every workload on all it runs on, as often as it takes.
 fn plan(options: &Options, on: On, seed: u64) -> Vec<Run> {
-    let chosen = |w: &Workload| match options.workloads[..] {
-        // What C does not promise is looked at on C only by name.
-        [] => !(w.rust_only() && on == On::C),
-        _ => options.workloads.contains(w),
-    };
     let kinds: Vec<(Workload, Ground)> = Workload::ALL
         .into_iter()
-        .filter(chosen)
+        .filter(|w| options.wants(*w, on))
         .flat_map(|w| w.grounds().iter().map(move |&g| (w, g)))
         .collect();
-    let rounds = options.points.div_ceil(kinds.len() * POINTS_PER_RUN).max(1);
+    let (points, per_run) = match options.at {
+        Some(_) => (options.points.unwrap_or(kinds.len()), 1),
+        None => (options.points.unwrap_or(200), POINTS_PER_RUN),
+    };
+    let rounds = points.div_ceil(kinds.len() * per_run).max(1);
     let total = rounds * kinds.len();
     (0..total)
         .map(|i| {
             let (workload, fs) = kinds[i % kinds.len()];
             // Both spread evenly and exact in the sum.
-            let points = options.points * (i + 1) / total - options.points * i / total;
+            let points = points * (i + 1) / total - points * i / total;
             Run {
                 workload,
                 fs,
@@ -237,6 +277,9 @@ struct Campaign<'a> {
     env: &'a Environment,
     options: &'a Options,
     on: On,
+    /// Of its results.
+    name: &'static str,
+    seed: u64,
     /// Images as mkfs leaves them.
     bases: tempfile::TempDir,
     rows: Vec<Row>,
@@ -316,6 +359,7 @@ impl Campaign<'_> {
             keep: None,
             sample: Some(Sample {
                 points: run.points,
+                at: self.options.at,
                 seed: run.seed,
                 strict: !self.options.lenient,
                 out: out.into(),
@@ -338,31 +382,41 @@ impl Campaign<'_> {
         let results = self.boot_until_done("run", &jobs, &names, scratch, true, &|_| {})?;
         for (run, (outcome, verdict)) in runs.iter().zip(results) {
             if let Some(error) = verdict.error {
-                self.fail(run, None, &verdict.trouble, error);
+                self.fail(run, None, &verdict.trouble, error.clone());
+                let died = Found::died(error);
+                self.rows.push(Row::new(run, None, &died));
                 continue;
             }
             let mut rng = rng(run.seed);
             let candidates = outcome.as_ref().map_or(0, |o| o.candidates);
             for path in outcome.map(|o| o.points).unwrap_or_default() {
                 let name = Point::load_header(&path)?.name;
-                let kind = match below(&mut rng, 20) {
+                let random = run.workload.stands_torn_lines();
+                let drawn = match below(&mut rng, 20) {
                     0..10 => Kind::Media,
-                    10..17 if run.workload.stands_torn_lines() => Kind::Random,
+                    10..17 if random => Kind::Random,
                     10..17 => Kind::Media,
                     _ => Kind::All,
                 };
-                let seed = below(&mut rng, 1 << 32);
-                let crash = Crash {
-                    point: path,
-                    kind,
-                    seed,
+                let kinds = match (self.options.at, random) {
+                    (None, _) => vec![drawn],
+                    (Some(_), true) => vec![Kind::Media, Kind::Random, Kind::All],
+                    (Some(_), false) => vec![Kind::Media, Kind::All],
                 };
-                checks.push(Check {
-                    run: run.clone(),
-                    name,
-                    crash,
-                    candidates,
-                });
+                for kind in kinds {
+                    checks.push(Check {
+                        run: run.clone(),
+                        name,
+                        crash: Crash {
+                            point: path.clone(),
+                            kind,
+                            // Whatever else is drawn, the same for the same instant.
+                            seed: mix(run.seed ^ name.number) >> 32,
+                        },
+                        number: self.rows.len() + checks.len(),
+                        candidates,
+                    });
+                }
             }
         }
         Ok(checks)
@@ -394,7 +448,7 @@ impl Campaign<'_> {
         let results: Vec<Found> = results.into_iter().flatten().collect();
         for (check, found) in checks.into_iter().zip(results) {
             let fine = found.error.is_none();
-            self.judge(&check, found);
+            self.judge(&check, found)?;
             if !fine {
                 failed.push(check);
             }
@@ -527,11 +581,9 @@ impl Campaign<'_> {
             results.display(),
         );
         if model {
-            plugin += if self.options.stores {
-                ",stores=on"
-            } else {
-                ""
-            };
+            if self.options.stores() {
+                plugin += ",stores=on";
+            }
             if let Some(ignore) = &self.options.ignore {
                 plugin += &format!(",ignore={ignore}");
             }
@@ -601,23 +653,84 @@ impl Campaign<'_> {
         }
     }
 
-    fn judge(&mut self, check: &Check, found: Found) {
-        if let Some(error) = &found.error {
-            // The image stays for whoever looks into it.
-            let kept = self
-                .env
-                .results
-                .join("crash")
-                .join(format!("{}.point", self.rows.len()));
-            let _ = fs::create_dir_all(kept.parent().expect("has one"));
-            let _ = fs::copy(&check.crash.point, &kept);
-            self.fail(&check.run, Some(check), &found.trouble, error.clone());
-        }
-        self.rows
-            .push(Row::new(self.on, &check.run, Some(check), &found));
+    fn judge(&mut self, check: &Check, found: Found) -> Result<()> {
+        self.rows.push(Row::new(&check.run, Some(check), &found));
+        let Some(error) = &found.error else {
+            return Ok(());
+        };
+        // The image stays for whoever looks into it.
+        let kept = self.kept(check, "point");
+        fs::copy(&check.crash.point, &kept)?;
+        let crash = &check.crash;
+        let lost = Point::load(&kept)?.lost(crash.kind, crash.seed).collect();
+        explain::write_lines(&self.kept(check, "lines"), &lost, &BTreeMap::new())?;
+        self.fail(&check.run, Some(check), &found.trouble, error.clone());
+        Ok(())
     }
 
-    fn fail(&mut self, run: &Run, check: Option<&Check>, trouble: &[String], error: String) {
+    /// The directory for what stays of failed points.
+    fn kept_dir(&self) -> PathBuf {
+        self.env.results.join(self.name)
+    }
+
+    fn kept(&self, check: &Check, extension: &str) -> PathBuf {
+        let side = table::side(self.on);
+        self.kept_dir()
+            .join(format!("{side}-{}.{extension}", check.number))
+    }
+
+    /// Removes what an earlier campaign on this side kept.
+    fn clear_kept(&self) -> Result<()> {
+        fs::create_dir_all(self.kept_dir())?;
+        let prefix = format!("{}-", table::side(self.on));
+        for entry in fs::read_dir(self.kept_dir())? {
+            let entry = entry?;
+            if entry.file_name().to_string_lossy().starts_with(&prefix) {
+                fs::remove_file(entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The command that does this campaign again. Instants depend on everything that ran in the
+    /// boot before, so it is the whole of it; or one run alone and one instant, which is much
+    /// faster and as good if the failure does not hang on the exact instruction.
+    fn again(&self, check: Option<&Check>) -> String {
+        let o = self.options;
+        let mut words = vec!["make crash".to_string()];
+        let mut crash = Vec::new();
+        if self.on == On::C {
+            words.push("ON=c".into());
+        }
+        match check {
+            None => {
+                words.extend(o.points.map(|n| format!("N={n}")));
+                words.push(format!("SEED={}", self.seed));
+                let names: Vec<_> = o.workloads.iter().map(|w| w.name()).collect();
+                if !names.is_empty() {
+                    words.push(format!("T='{}'", names.join(" ")));
+                }
+                crash.extend(o.run_seed.map(|seed| format!("--run-seed {seed:#x}")));
+                crash.extend(o.at.map(|at| format!("--at {at}")));
+                crash.extend(o.stores.then(|| "--stores".into()));
+            }
+            Some(check) => {
+                words.push(format!("T={}", check.run.workload));
+                let (instant, nth) = (check.name.instant, check.name.nth);
+                crash.push(format!("--run-seed {:#x}", check.run.seed));
+                crash.push(format!("--at {}", At { instant, nth }));
+            }
+        }
+        crash.extend(o.lenient.then(|| "--lenient".into()));
+        crash.extend(o.ignore.iter().map(|what| format!("--ignore {what}")));
+        crash.extend((o.cpu != "max").then(|| format!("--cpu {}", o.cpu)));
+        if !crash.is_empty() {
+            words.push(format!("CRASH='{}'", crash.join(" ")));
+        }
+        words.join(" ")
+    }
+
+    fn fail(&self, run: &Run, check: Option<&Check>, trouble: &[String], error: String) {
         let mut text = format!(
             "FAILED {} on {} (seed {:#x})",
             run.workload, run.fs, run.seed
@@ -635,28 +748,40 @@ impl Campaign<'_> {
         for line in trouble.iter().take(3) {
             text += &format!("\n    kernel: {line}");
         }
-        self.say(text);
-        if check.is_none() {
-            self.rows
-                .push(Row::new(self.on, run, None, &Found::died(error)));
+        text += &format!("\n    again: {}", self.again(None));
+        if let Some(check) = check {
+            text += &format!("\n    alone: {}", self.again(Some(check)));
+            text += &format!("\n    lost lines: {}", self.kept(check, "lines").display());
         }
+        self.say(text);
     }
 
-    /// Writes the results down; returns how many there are and how many failed.
-    fn finish(self) -> Result<(usize, usize)> {
+    /// Writes down the results so far.
+    fn save(&self) -> Result<()> {
+        let path = self.env.results.join(format!("{}.tsv", self.name));
+        table::write(&path, self.on, &self.rows)
+    }
+
+    fn finish(self) -> Sum {
         self.bar.finish_and_clear();
-        table::write(&self.env.results.join("crash.tsv"), &self.rows)?;
         print!("{}", table::summary(&self.rows));
         let seconds = self.started.elapsed().as_secs_f64();
-        let failed = self.rows.iter().filter(|r| !r.ok).count();
-        let points = self.rows.len();
+        let sum = table::sum(&self.rows);
         println!(
             "{seconds:.0} s, {:.0} points a minute",
-            points as f64 / seconds.max(0.1) * 60.0
+            sum.points as f64 / seconds.max(0.1) * 60.0
         );
-        println!("crash: {points} points, {failed} failed");
-        Ok((points, failed))
+        println!("crash: {} points, {} failed", sum.points, sum.failed);
+        sum
     }
+}
+
+/// What a campaign came to.
+struct Sum {
+    points: usize,
+    failed: usize,
+    /// Runs that failed before there was a point.
+    broken: usize,
 }
 
 /// Kernel messages in a guest's log that no crash explains.

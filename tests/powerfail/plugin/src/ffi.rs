@@ -53,7 +53,6 @@ struct ScoreU64 {
     offset: usize,
 }
 
-const CB_NO_REGS: c_int = 0;
 const CB_R_REGS: c_int = 1;
 const COND_NE: c_int = 3;
 const MEM_W: c_int = 2;
@@ -285,12 +284,13 @@ impl Insn {
         }
     }
 
-    /// Calls [`Callbacks::stored`] after each of its stores.
-    pub fn on_store<C: Callbacks>(&self, data: &'static C::Data, registers: bool) {
+    /// Calls [`Callbacks::stored`] after each of its stores; registers can be read there.
+    pub fn on_store<C: Callbacks>(&self, data: &'static C::Data) {
         let data = data as *const C::Data as *mut c_void;
-        let flags = if registers { CB_R_REGS } else { CB_NO_REGS };
         // SAFETY: the handle is valid during translation; the thunk fits the data's type.
-        unsafe { qemu_plugin_register_vcpu_mem_cb(self.raw, stored_thunk::<C>, flags, MEM_W, data) }
+        unsafe {
+            qemu_plugin_register_vcpu_mem_cb(self.raw, stored_thunk::<C>, CB_R_REGS, MEM_W, data)
+        }
     }
 }
 

@@ -12,7 +12,7 @@
 //! (the rest follows from 4 GiB on), `base=` and `size=` the range's physical address
 //! and length, `jobs=` and `results=` the lists of [`powerfail::job`], and
 //! - `track=off`: jobs and their images only, no model (for verification);
-//! - `stores=on`: every store to the range is a candidate for a crash;
+//! - `stores=on`: every store to the range is an instant of its own and a candidate for a crash;
 //! - `ignore=write-back`, `nt-store` or `fence`: these instructions do nothing to the
 //!   media, as in a kernel that forgets them (to see that a campaign notices).
 //!
@@ -91,6 +91,8 @@ struct Hook {
 const STACK: usize = 128;
 /// The kernel's text and its modules' lie above this.
 const KERNEL_TEXT: u64 = 0xffff_ffff_8000_0000;
+/// Position-independent programs and libraries lie above this.
+const USER_TEXT: u64 = 0x5000_0000_0000;
 
 struct State {
     ram_file: File,
@@ -109,12 +111,15 @@ struct Run {
     number: usize,
     job: Job,
     reservoir: Reservoir,
+    /// How many instants there were, and how many of each of [`Instant::DRAWN`].
+    instants: u64,
+    nth: [u64; Instant::DRAWN.len()],
     drawn: Vec<Option<Point>>,
     marked: Vec<Point>,
     active: bool,
     /// What the job's trace has seen, by line.
     stores: BTreeMap<usize, LastStore>,
-    /// Write-backs, non-temporal stores and stores since the last fence.
+    /// Write-backs and non-temporal stores since the last fence.
     burst: u64,
     begun: Option<u64>,
     acked: Option<u64>,
@@ -240,7 +245,7 @@ impl Callbacks for Plugin {
         let decoded = decode(&bytes[..len], vaddr);
         let Some(action) = decoded.map(|d| d.action) else {
             if stores {
-                insn.on_store::<Plugin>(self.hook(vaddr, bytes, None), self.config.trace);
+                insn.on_store::<Plugin>(self.hook(vaddr, bytes, None));
             }
             return;
         };
@@ -250,11 +255,11 @@ impl Callbacks for Plugin {
         let hook = self.hook(vaddr, bytes, decoded);
         match action {
             Action::Fence | Action::Locked => insn.before_if::<Plugin>(&self.pending, hook),
-            Action::NtStore => insn.on_store::<Plugin>(hook, true),
+            Action::NtStore => insn.on_store::<Plugin>(hook),
             _ => insn.before::<Plugin>(hook),
         }
         if stores && action == Action::Locked {
-            insn.on_store::<Plugin>(hook, self.config.trace);
+            insn.on_store::<Plugin>(hook);
         }
     }
 
@@ -271,14 +276,22 @@ impl Callbacks for Plugin {
 
     fn stored(&self, cpu: Cpu, store: Store, hook: &'static Hook) {
         let mut state = self.state.lock().unwrap();
-        if self.config.trace {
-            state.trace(&self.config, hook.vaddr, store);
+        let parts = state.parts(&self.config, store);
+        if parts == [None, None] {
+            return;
         }
-        if hook.decoded.is_some_and(|d| d.action == Action::NtStore) {
-            state.nt_store(&self.config, cpu, store);
+        if self.config.trace {
+            state.trace(&self.config, hook.vaddr, parts);
+        }
+        let nt = hook.decoded.is_some_and(|d| d.action == Action::NtStore);
+        if nt && self.config.ignore != Some(Action::NtStore) {
+            state.nt_store(&self.config, cpu, parts);
             self.pending.set(cpu, state.domain.has_pending(cpu));
-        } else if self.config.stores && state.in_range(&self.config, store.phys).is_some() {
-            state.burst(&self.config, Instant::Store);
+        }
+        if self.config.stores {
+            state.instant(&self.config, Instant::Store, true);
+        } else if nt {
+            state.burst(&self.config, Instant::NtStore);
         }
     }
 
@@ -353,13 +366,13 @@ impl State {
                 if config.ignore == Some(Action::Fence) {
                     return Ok(());
                 }
-                self.offer(config, Instant::BeforeFence);
+                self.instant(config, Instant::BeforeFence, true);
                 if decoded.action == Action::Fence {
                     self.domain.fence(cpu, &mut self.media);
                 } else {
                     self.domain.locked(cpu, &mut self.media);
                 }
-                self.offer(config, Instant::AfterFence);
+                self.instant(config, Instant::AfterFence, true);
                 if let Some(run) = &mut self.run {
                     run.burst = 0;
                 }
@@ -383,84 +396,99 @@ impl State {
         sample.is_some_and(|sample| sample.strict)
     }
 
-    fn nt_store(&mut self, config: &Config, cpu: Cpu, store: Store) {
-        if config.ignore == Some(Action::NtStore) {
-            return;
-        }
-        let range = config.range.clone();
-        // The part in the next page, if any, may be anywhere.
+    /// The parts of a store that lie in the range: offset and length. The part in the next page, if
+    /// any, may be anywhere.
+    fn parts(&mut self, config: &Config, store: Store) -> [Option<(usize, usize)>; 2] {
         let first = store.size.min(PAGE - store.phys as usize % PAGE);
-        let mut parts = vec![(Some(store.phys), first)];
+        let part = |state: &State, phys: u64, len| Some((state.in_range(config, phys)?, len));
+        let mut parts = [part(self, store.phys, first), None];
         if first < store.size {
-            parts.push((
-                self.translate(config.layout, store.vaddr + first as u64),
-                store.size - first,
-            ));
+            parts[1] = self
+                .translate(config.layout, store.vaddr + first as u64)
+                .and_then(|phys| part(self, phys, store.size - first));
         }
-        for (phys, len) in parts {
-            if let Some(offset) = phys.and_then(|p| self.in_range(config, p)) {
-                self.domain
-                    .nt_store(cpu, offset, len, &self.ram[range.clone()]);
-                self.burst(config, Instant::NtStore);
-            }
+        parts
+    }
+
+    fn nt_store(&mut self, config: &Config, cpu: Cpu, parts: [Option<(usize, usize)>; 2]) {
+        let ram = &self.ram[config.range.clone()];
+        for (offset, len) in parts.into_iter().flatten() {
+            self.domain.nt_store(cpu, offset, len, ram);
         }
     }
 
-    /// Notes a store if the job wants to know who stored to that line last.
-    fn trace(&mut self, config: &Config, pc: u64, store: Store) {
-        let wanted = |state: &State| {
-            let run = state.run.as_ref()?;
-            let trace = run.job.trace.as_ref()?;
-            let line = state.in_range(config, store.phys)? / LINE * LINE;
-            (run.reservoir.seen() < trace.until && trace.lines.contains(&line)).then_some(line)
-        };
-        let Some(line) = wanted(self) else { return };
-        let mut stack = vec![pc];
-        if pc >= KERNEL_TEXT {
-            let sp = self.register("rsp");
-            // The stack may end before: the next page is not mapped then.
-            let room = PAGE - sp as usize % PAGE;
-            let words = self
-                .read_guest(config, sp, STACK * 8)
-                .or_else(|_| self.read_guest(config, sp, (STACK * 8).min(room)))
-                .unwrap_or_default();
-            let words = words
-                .chunks_exact(8)
-                .map(|w| u64::from_le_bytes(w.try_into().expect("8 bytes")));
-            stack.extend(words.filter(|&w| w >= KERNEL_TEXT && w != u64::MAX));
+    /// Notes a store if the job wants to know who stored to its lines last.
+    fn trace(&mut self, config: &Config, pc: u64, parts: [Option<(usize, usize)>; 2]) {
+        let Some(run) = &self.run else { return };
+        let Some(trace) = &run.job.trace else { return };
+        if run.instants >= trace.until {
+            return;
         }
-        if let Some(run) = &mut self.run {
-            let begun = run.begun;
+        let begun = run.begun;
+        let lines: Vec<usize> = parts
+            .into_iter()
+            .flatten()
+            .flat_map(|(at, len)| (at / LINE * LINE..at + len).step_by(LINE))
+            .filter(|line| trace.lines.contains(line))
+            .collect();
+        if lines.is_empty() {
+            return;
+        }
+        let sp = self.register("rsp");
+        // The stack may end before: the next page is not mapped then.
+        let room = PAGE - sp as usize % PAGE;
+        let words = self
+            .read_guest(config, sp, STACK * 8)
+            .or_else(|_| self.read_guest(config, sp, (STACK * 8).min(room)))
+            .unwrap_or_default();
+        let words = words
+            .chunks_exact(8)
+            .map(|w| u64::from_le_bytes(w.try_into().expect("8 bytes")));
+        // The kernel's code or the program's: its own addresses and those of its libraries.
+        let code = |w: &u64| match pc >= KERNEL_TEXT {
+            true => *w >= KERNEL_TEXT && *w != u64::MAX,
+            false => (USER_TEXT..1 << 47).contains(w),
+        };
+        let stack: Vec<u64> = std::iter::once(pc).chain(words.filter(code)).collect();
+        let Some(run) = &mut self.run else { return };
+        for line in lines {
+            let stack = stack.clone();
             run.stores.insert(line, LastStore { line, begun, stack });
         }
     }
 
-    /// A candidate, if it is the 1st, 2nd, 4th, 8th … of its kind since the last
-    /// fence: long flushes must not crowd out everything else.
+    /// An instant that may be drawn if it is the 1st, 2nd, 4th, 8th … since the last fence: long
+    /// flushes must not crowd out everything else.
     fn burst(&mut self, config: &Config, instant: Instant) {
         let Some(run) = &mut self.run else { return };
         run.burst += 1;
-        if run.burst.is_power_of_two() {
-            self.offer(config, instant);
-        }
+        let candidate = run.burst.is_power_of_two();
+        self.instant(config, instant, candidate);
     }
 
-    /// This instant is a candidate for a crash.
-    fn offer(&mut self, config: &Config, instant: Instant) {
+    /// An instant of a run: a crash point if it is the chosen one, or drawn as a candidate.
+    fn instant(&mut self, config: &Config, instant: Instant, candidate: bool) {
         let Some(run) = self.run.as_mut().filter(|r| r.active) else {
             return;
         };
-        let Some(slot) = run.reservoir.offer() else {
-            return;
+        let kind = Instant::DRAWN.iter().position(|&i| i == instant);
+        let kind = kind.expect("a marker is no instant of a run");
+        run.instants += 1;
+        run.nth[kind] += 1;
+        let drawn = candidate.then(|| run.reservoir.offer()).flatten();
+        let slot = match run.job.sample.as_ref().and_then(|s| s.at) {
+            Some(at) => (at.instant == instant && at.nth == run.nth[kind]).then_some(0),
+            None => drawn,
         };
-        let number = run.reservoir.seen();
-        let point = self.capture(config, instant, number);
+        let Some(slot) = slot else { return };
+        let (number, nth) = (run.instants, run.nth[kind]);
+        let point = self.capture(config, instant, number, nth);
         let drawn = &mut self.run.as_mut().expect("checked above").drawn;
         drawn.resize_with(drawn.len().max(slot + 1), || None);
         drawn[slot] = Some(point);
     }
 
-    fn capture(&self, config: &Config, instant: Instant, number: u64) -> Point {
+    fn capture(&self, config: &Config, instant: Instant, number: u64, nth: u64) -> Point {
         let (begun, acked) = self
             .run
             .as_ref()
@@ -472,6 +500,7 @@ impl State {
         let name = Name {
             instant,
             number,
+            nth,
             begun,
             acked,
         };
@@ -507,7 +536,7 @@ impl State {
                 run.result = Some(String::from_utf8_lossy(&text).into_owned());
             }
             Call::Point => {
-                let point = self.capture(config, Instant::Marker, a);
+                let point = self.capture(config, Instant::Marker, a, a);
                 self.run
                     .as_mut()
                     .context("a point without a job")?
@@ -522,14 +551,14 @@ impl State {
                     .as_mut()
                     .context("an operation without a job")?
                     .begun = Some(a);
-                self.offer(config, Instant::Operation);
+                self.instant(config, Instant::Operation, true);
             }
             Call::Ack => {
                 self.run
                     .as_mut()
                     .context("an operation without a job")?
                     .acked = Some(a);
-                self.offer(config, Instant::Operation);
+                self.instant(config, Instant::Operation, true);
             }
         }
         Ok(())
@@ -565,6 +594,8 @@ impl State {
             number,
             job,
             reservoir: Reservoir::new(points, seed),
+            instants: 0,
+            nth: [0; Instant::DRAWN.len()],
             drawn: Vec::new(),
             marked: Vec::new(),
             active: false,

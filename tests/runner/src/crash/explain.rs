@@ -3,13 +3,14 @@
 //! Who stored to the lines that a crash has lost: the runs are done again, which goes the same way to
 //! the instruction, and the plugin notes the last store to each of those lines.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{ensure, Context, Result};
 use powerfail::image::Point;
-use powerfail::job::{self, Job, LastStore, Trace, KALLSYMS};
+use powerfail::job::{self, Job, LastStore, Trace, MAPS, SYMBOLS};
 use runner::symbols::Symbols;
 
 use super::{progress, table, Campaign, Check, Ground, Run};
@@ -18,6 +19,8 @@ use super::{progress, table, Campaign, Check, Ground, Run};
 const CRASHES: usize = 3;
 const STACKS: usize = 4;
 const FUNCTIONS: usize = 10;
+/// The guest program, where it runs.
+const PROGRAM: &str = "init";
 /// Longer functions than this hardly exist: a word farther behind a symbol is none of its addresses.
 const LONGEST: u64 = 16 << 10;
 
@@ -37,6 +40,13 @@ impl Campaign<'_> {
         let Some(last) = chosen.keys().last() else {
             return Ok(());
         };
+        if failed.len() > chosen.len() {
+            self.say(format!(
+                "who stored what is lost: looked up for {} of {} crashes of this boot",
+                chosen.len(),
+                failed.len()
+            ));
+        }
         let dir = scratch.join("explain");
         fs::create_dir_all(&dir)?;
         let mut jobs = Vec::new();
@@ -59,7 +69,7 @@ impl Campaign<'_> {
             sample: None,
             trace: None,
             keep: None,
-            text: KALLSYMS.into(),
+            text: SYMBOLS.into(),
         });
         let names: Vec<_> = jobs
             .iter()
@@ -72,21 +82,28 @@ impl Campaign<'_> {
             self.say(format!("who stored what is lost: the guest died{why}"));
             return Ok(());
         }
-        let kallsyms = outcomes.last().and_then(|o| o.result.as_deref());
-        let symbols = Symbols::parse(kallsyms.context("the guest has no /proc/kallsyms")?)?;
+        let text = outcomes.last().and_then(|o| o.result.as_deref());
+        let places = Places::new(text.context("the guest has no symbols")?, &self.env.guest)?;
         for (at, check) in chosen {
-            let lines = jobs[at].trace.as_ref().map_or(0, |t| t.lines.len());
+            let lost = jobs[at].trace.take().map(|t| t.lines).unwrap_or_default();
             let outcome = &outcomes[at];
             let run = &check.run;
             let mut text = format!(
-                "{} on {} (seed {:#x}) at {}: {lines} lines lost",
+                "{} on {} (seed {:#x}) at {}: {} lines lost",
                 run.workload,
                 run.fs,
                 run.seed,
                 table::point(&check.name),
+                lost.len(),
             );
             if outcome.candidates == check.candidates {
-                text += &stacks(&outcome.stores, progress(&check.name).acked, &symbols);
+                let stores: BTreeMap<usize, (u64, String)> = outcome
+                    .stores
+                    .iter()
+                    .map(|s| (s.line, (s.begun.unwrap_or(0), places.stack(s))))
+                    .collect();
+                text += &stacks(&stores, progress(&check.name).acked);
+                write_lines(&self.kept(check, "lines"), &lost, &stores)?;
             } else {
                 text += &format!(
                     "; no stacks: the run went another way ({} candidates, not {})",
@@ -99,13 +116,29 @@ impl Campaign<'_> {
     }
 }
 
+/// Writes the lost lines of a point to a file: offset in the range, and if it is known the
+/// operation of the last store to it and its stack.
+pub(super) fn write_lines(
+    path: &Path,
+    lost: &BTreeSet<usize>,
+    stores: &BTreeMap<usize, (u64, String)>,
+) -> Result<()> {
+    let mut text = String::from("line\toperation\tstack\n");
+    for line in lost {
+        text += &match stores.get(line) {
+            Some((begun, stack)) => format!("{line:#x}\t{begun}\t{stack}\n"),
+            None => format!("{line:#x}\t\t\n"),
+        };
+    }
+    fs::write(path, text).with_context(|| path.display().to_string())
+}
+
 /// Lines with the same stack together, those of acknowledged operations first.
-fn stacks(stores: &[LastStore], acked: u64, symbols: &Symbols) -> String {
-    let mut groups: BTreeMap<(bool, u64, String), Vec<usize>> = BTreeMap::new();
-    for store in stores {
-        let begun = store.begun.unwrap_or(0);
-        let key = (begun > acked, begun, stack(store, symbols));
-        groups.entry(key).or_default().push(store.line);
+fn stacks(stores: &BTreeMap<usize, (u64, String)>, acked: u64) -> String {
+    let mut groups: BTreeMap<(bool, u64, &str), Vec<usize>> = BTreeMap::new();
+    for (&line, (begun, stack)) in stores {
+        let key = (*begun > acked, *begun, stack.as_str());
+        groups.entry(key).or_default().push(line);
     }
     let mut text = String::new();
     for ((pending, begun, stack), lines) in groups.iter().take(STACKS) {
@@ -123,22 +156,85 @@ fn stacks(stores: &[LastStore], acked: u64, symbols: &Symbols) -> String {
     text
 }
 
-fn stack(store: &LastStore, symbols: &Symbols) -> String {
-    let mut words = store.stack.iter();
-    let Some(&pc) = words.next() else {
-        return "an unknown instruction".into();
-    };
-    if pc < 1 << 63 {
-        return format!("user space at {pc:#x}");
+/// A mapping of a program or library that holds code.
+struct Code {
+    start: u64,
+    end: u64,
+    /// The address that is 0 in the file's own symbols.
+    base: u64,
+    name: String,
+}
+
+/// Names for addresses in the kernel, in the program that runs the workloads, and in its libraries.
+struct Places {
+    kernel: Symbols,
+    program: Symbols,
+    code: Vec<Code>,
+}
+
+impl Places {
+    /// From the guest's answer to [`SYMBOLS`] and its program, which it has as /init.
+    fn new(answer: &str, program: &Path) -> Result<Self> {
+        let (kernel, maps) = answer.split_once(MAPS).context("no maps")?;
+        let nm = Command::new("nm").arg("-C").arg(program).output();
+        let nm = nm.context("cannot run nm")?;
+        ensure!(nm.status.success(), "nm of the guest program failed");
+        Ok(Places {
+            kernel: Symbols::parse(kernel)?,
+            program: Symbols::parse(&String::from_utf8_lossy(&nm.stdout))?,
+            code: maps.lines().filter_map(parse_mapping).collect(),
+        })
     }
-    let functions = words
-        .filter_map(|&word| symbols.place(word))
-        .filter(|(_, offset)| (1..LONGEST).contains(offset))
-        .map(|(name, offset)| format!("{name}+{offset:#x}"));
-    let (name, offset) = symbols.place(pc).unwrap_or(("(unknown)", 0));
-    std::iter::once(format!("{name}+{offset:#x}"))
-        .chain(functions)
-        .take(FUNCTIONS)
-        .collect::<Vec<_>>()
-        .join(" < ")
+
+    /// The function or library that an address is in, and how far behind its beginning.
+    fn place(&self, address: u64) -> Option<(&str, u64)> {
+        if address >= 1 << 63 {
+            return self.kernel.place(address);
+        }
+        let code = self
+            .code
+            .iter()
+            .find(|c| (c.start..c.end).contains(&address))?;
+        let offset = address - code.base;
+        match code.name.as_str() {
+            PROGRAM => self.program.place(offset),
+            library => Some((library, offset)),
+        }
+    }
+
+    fn stack(&self, store: &LastStore) -> String {
+        let mut words = store.stack.iter();
+        let Some(&pc) = words.next() else {
+            return "an unknown instruction".into();
+        };
+        let functions = words
+            .filter_map(|&word| self.place(word))
+            .filter(|(name, offset)| name.contains(".so") || (1..LONGEST).contains(offset))
+            .map(|(name, offset)| format!("{name}+{offset:#x}"));
+        let first = match self.place(pc) {
+            Some((name, offset)) => format!("{name}+{offset:#x}"),
+            None => format!("{pc:#x}"),
+        };
+        std::iter::once(first)
+            .chain(functions)
+            .take(FUNCTIONS)
+            .collect::<Vec<_>>()
+            .join(" < ")
+    }
+}
+
+/// A line of /proc/PID/maps, if it is of a file's code.
+fn parse_mapping(line: &str) -> Option<Code> {
+    let mut words = line.split_whitespace();
+    let (range, rights, offset) = (words.next()?, words.next()?, words.next()?);
+    let (_device, _inode, path) = (words.next()?, words.next()?, words.next()?);
+    let (start, end) = range.split_once('-')?;
+    let hex = |text| u64::from_str_radix(text, 16).ok();
+    let (start, end) = (hex(start)?, hex(end)?);
+    (rights.contains('x') && path.starts_with('/')).then_some(Code {
+        start,
+        end,
+        base: start - hex(offset)?,
+        name: path.rsplit('/').next()?.into(),
+    })
 }

@@ -11,7 +11,7 @@ use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
 use anyhow::{anyhow, Context, Result};
-use powerfail::job::{Ground, Progress, Task, KALLSYMS};
+use powerfail::job::{Ground, Progress, Task, MAPS, SYMBOLS};
 use powerfail::marker;
 use powerfail::model::Verdict;
 use powerfail::workload::Workload;
@@ -25,9 +25,10 @@ pub fn run(ctx: &Ctx) -> Result<()> {
     let disk = driver.disk(0);
     while let Some(text) = marker::next() {
         let started = Instant::now();
-        if text == KALLSYMS {
-            marker::result(&std::fs::read_to_string("/proc/kallsyms")?);
-            ctx.step(started, KALLSYMS);
+        if text == SYMBOLS {
+            let read = std::fs::read_to_string::<&str>;
+            marker::result(&(read("/proc/kallsyms")? + MAPS + &read("/proc/self/maps")?));
+            ctx.step(started, SYMBOLS);
             continue;
         }
         let task: Task = serde_json::from_str(&text).context(text)?;
