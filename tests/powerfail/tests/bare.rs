@@ -6,8 +6,8 @@
 //! It needs QEMU and the plugin library; both are in the build root (`make test`).
 
 use powerfail::domain::PAGE;
-use powerfail::image::{Kind, Point};
-use powerfail::job::{read_lines, write_lines, Job, Outcome, Sample};
+use powerfail::image::{Instant, Kind, Point};
+use powerfail::job::{read_lines, write_lines, Job, LastStore, Outcome, Sample, Trace};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -58,6 +58,11 @@ fn expected(strict: bool) -> Vec<Vec<Vec<Run>>> {
             vec![a(4096 + 4093, 3), a(0, 5), a(4096 + 4024, 8)],
         ],
         /* 25 */ vec![vec![a(0, 8), b(4096, 8)]],
+        /* 26 */
+        vec![
+            vec![],
+            (0..4).map(|i| a(2 * i + 1, 1)).chain([a(64, 8)]).collect(),
+        ],
     ]
 }
 
@@ -122,8 +127,25 @@ fn plugin() -> PathBuf {
     BUILT.get_or_init(build).clone()
 }
 
-/// Runs the payload; returns the outcome and the points by number.
+/// Runs the payload's cases; returns the outcome and the points by number.
 fn run(strict: bool, arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
+    let sample = Sample {
+        points: 0,
+        at: None,
+        seed: 0,
+        strict,
+        out: PathBuf::new(),
+    };
+    run_job("cases", sample, None, arguments)
+}
+
+/// Runs the part of the payload that `text` says.
+fn run_job(
+    text: &str,
+    sample: Sample,
+    trace: Option<Trace>,
+    arguments: &str,
+) -> (Outcome, Vec<(u64, Point)>) {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name);
     let payload = build_payload(dir.path());
@@ -134,18 +156,16 @@ fn run(strict: bool, arguments: &str) -> (Outcome, Vec<(u64, Point)>) {
             .unwrap();
     }
     let sample = Some(Sample {
-        points: 0,
-        seed: 0,
-        strict,
         out: dir.path().into(),
+        ..sample
     });
     let job = Job {
         base: path("base"),
         crash: None,
         sample,
-        trace: None,
+        trace,
         keep: None,
-        text: "bare".into(),
+        text: text.into(),
     };
     write_lines(&path("jobs"), &[job]).unwrap();
     let d = dir.path().display();
@@ -263,9 +283,122 @@ fn counters() {
     let (outcome, _) = run(false, "");
     let c = |name: &str| outcome.counters[name];
     assert_eq!(c("flushes"), 1);
-    // Cases 10 to 13 and 24; the plugin sees a vector store as QEMU splits it, and
-    // MASKMOVDQU byte by byte. A store over two pages counts for each.
+    // Cases 10 to 13, 24 and 26; the plugin sees a vector store as QEMU splits it, and
+    // MASKMOVDQU and MASKMOVQ byte by byte. A store over two pages counts for each.
     assert!((9..=40).contains(&c("nt-stores")), "{}", c("nt-stores"));
     assert_eq!(c("locked"), 2);
     assert_eq!(outcome.candidates, 0, "the payload never said start");
+}
+
+/// The instants of `instants()` in the payload with all stores looked at: kind, number of its
+/// kind, the operations begun and acknowledged. The third write-back since a fence is one too,
+/// but no candidate.
+const INSTANTS: [(Instant, u64, Option<u64>, Option<u64>); 14] = {
+    use Instant::*;
+    [
+        (Operation, 1, Some(1), None),
+        (Store, 1, Some(1), None),
+        (Flush, 1, Some(1), None),
+        (Flush, 2, Some(1), None),
+        (Flush, 3, Some(1), None),
+        (BeforeFence, 1, Some(1), None),
+        (AfterFence, 1, Some(1), None),
+        (Operation, 2, Some(1), Some(1)),
+        (Operation, 3, Some(2), Some(1)),
+        (Store, 2, Some(2), Some(1)),
+        (Store, 3, Some(2), Some(1)),
+        (BeforeFence, 2, Some(2), Some(1)),
+        (AfterFence, 2, Some(2), Some(1)),
+        (Operation, 4, Some(2), Some(2)),
+    ]
+};
+
+fn instants(points: usize, at: Option<&str>, until: u64, arguments: &str) -> (Outcome, Vec<Point>) {
+    let sample = Sample {
+        points,
+        at: at.map(|at| at.parse().unwrap()),
+        seed: 1,
+        strict: true,
+        out: PathBuf::new(),
+    };
+    let lines = [0, 64, 128].into();
+    let trace = (until > 0).then_some(Trace { lines, until });
+    let (outcome, points) = run_job("instants", sample, trace, arguments);
+    (
+        outcome,
+        points.into_iter().map(|(_, point)| point).collect(),
+    )
+}
+
+/// Each of these is the instant of [`INSTANTS`] that its number says.
+fn assert_instants(points: &[Point]) {
+    for point in points {
+        let name = point.header.name;
+        let want = INSTANTS[name.number as usize - 1];
+        assert_eq!((name.instant, name.nth, name.begun, name.acked), want);
+    }
+}
+
+#[test]
+fn every_candidate_is_drawn_if_there_is_room() {
+    let (outcome, points) = instants(100, None, 0, ",stores=on");
+    assert_eq!(outcome.candidates, 13);
+    assert_instants(&points);
+    let numbers: Vec<_> = points.iter().map(|p| p.header.name.number).collect();
+    assert_eq!(numbers, [1, 2, 3, 4, 6, 7, 8, 9, 10, 11, 12, 13, 14]);
+    // After the first fence, and after the second, of which the last store is not part.
+    let media = |i: usize| image(&points[i], Kind::Media)[..192].to_vec();
+    let mut want = [0; 192];
+    want[..8].fill(B as u8);
+    want[60..68].fill(A as u8);
+    assert_eq!(media(5), want);
+    want[128..136].fill(B as u8);
+    assert_eq!(media(11), want);
+}
+
+#[test]
+fn some_are_drawn_by_the_seed() {
+    let drawn = || {
+        let (_, points) = instants(4, None, 0, ",stores=on");
+        assert_eq!(points.len(), 4);
+        assert_instants(&points);
+        points
+    };
+    assert_eq!(drawn(), drawn());
+}
+
+#[test]
+fn a_chosen_instant_is_taken() {
+    for (number, (instant, nth, ..)) in (1..).zip(INSTANTS) {
+        let (_, points) = instants(1, Some(&format!("{instant}:{nth}")), 0, ",stores=on");
+        assert_instants(&points);
+        let numbers: Vec<_> = points.iter().map(|p| p.header.name.number).collect();
+        assert_eq!(numbers, [number]);
+    }
+    let (_, points) = instants(1, Some("fence:3"), 0, "");
+    assert!(points.is_empty(), "there are two");
+    // Where stores are not looked at the non-temporal ones are instants of their own kind.
+    let (_, points) = instants(1, Some("nt-store:1"), 0, "");
+    assert_eq!(points.len(), 1);
+    assert_eq!(points[0].header.name.begun, Some(2));
+}
+
+#[test]
+fn the_last_store_to_a_line() {
+    let stores = |until| {
+        let (outcome, _) = instants(0, None, until, ",stores=on");
+        outcome.stores
+    };
+    let begun =
+        |stores: &[LastStore]| -> Vec<_> { stores.iter().map(|s| (s.line, s.begun)).collect() };
+    // Until the second acknowledgement: the line at 64 was stored to again, what follows is not
+    // looked at.
+    let last = stores(14);
+    assert_eq!(begun(&last), [(0, Some(1)), (64, Some(2)), (128, Some(2))]);
+    assert_ne!(last[0].stack, last[1].stack);
+    // Until the second begins: one store to two lines.
+    let last = stores(9);
+    assert_eq!(begun(&last), [(0, Some(1)), (64, Some(1))]);
+    assert_eq!(last[0].stack, last[1].stack);
+    assert!(last[0].stack[0] >= 0x10_0000, "an address in the payload");
 }

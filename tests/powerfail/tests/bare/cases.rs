@@ -249,4 +249,16 @@
         unsafe { asm!("wbinvd", options(nostack)) }
         point(0);
     });
+    // 26: MOVNTQ, and MASKMOVQ of every other byte. (MOVDIRI is not in TCG; decode.rs tests it.)
+    run(&|p, point| {
+        let mask = 0x80_00_80_00_80_00_80_00u64;
+        unsafe {
+            asm!("movq mm0, {a}", "movq mm1, {m}", "movntq [{to}], mm0", "maskmovq mm0, mm1",
+                 "emms", a = in(reg) A, m = in(reg) mask, to = in(reg) p + 64, in("rdi") p,
+                 out("mm0") _, out("mm1") _, options(nostack))
+        }
+        point(0);
+        sfence();
+        point(1);
+    });
 }

@@ -155,9 +155,17 @@ fn mfence() {
 extern "C" fn payload() -> ! {
     let mut text = [0u8; 64];
     mark(Call::Next, text.as_mut_ptr() as u64, 64);
-    if &text[..4] != b"bare" {
-        exit(4);
+    match &text[..5] {
+        b"cases" => cases(),
+        b"insta" => instants(),
+        _ => exit(4),
     }
+    mark(Call::Result, b"done".as_ptr() as u64, 4);
+    mark(Call::Next, text.as_mut_ptr() as u64, 64);
+    exit(if text[0] == 0 { 0 } else { 5 })
+}
+
+fn cases() {
     let mut case = 0;
     // Runs the body with the address of the case's pages and a way to take images.
     let mut run = |body: &dyn Fn(u64, &dyn Fn(u64))| {
@@ -165,7 +173,27 @@ extern "C" fn payload() -> ! {
         case += 1;
     };
     include!("cases.rs");
-    mark(Call::Result, b"done".as_ptr() as u64, 4);
-    mark(Call::Next, text.as_mut_ptr() as u64, 64);
-    exit(if text[0] == 0 { 0 } else { 5 })
+}
+
+/// Two operations with instants of every kind; `INSTANTS` of bare.rs has the list.
+fn instants() {
+    let p = PMEM;
+    store(p, B);
+    mark(Call::Start, 0, 0);
+    mark(Call::Begin, 1, 0);
+    store(p + 60, A);
+    clwb(p);
+    clwb(p + 64);
+    clwb(p + 64);
+    sfence();
+    mark(Call::Ack, 1, 0);
+    mark(Call::Begin, 2, 0);
+    movnti(p + 128, B);
+    store(p + 64, B);
+    sfence();
+    mark(Call::Ack, 2, 0);
+    mark(Call::Stop, 0, 0);
+    store(p, B);
+    clwb(p);
+    sfence();
 }
