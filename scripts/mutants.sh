@@ -6,8 +6,9 @@
 # For each line of tests/mutants/table: makes the mistake in a scratch copy of the
 # module's source, builds it, runs the one test that has to notice, and prints
 # whether it did and how that test failed. The test `crash:N` is a campaign of N power
-# failures (`make crash`), `crash:N:workload` one of that workload alone. First that test must pass on the source as it is. Exit status
-# 0 if every mutant was caught. Nothing in the tree itself is changed.
+# failures (`make crash`), `crash:N:workload` one of that workload alone. First that test
+# must pass on the source as it is. Exit status 0 if every mutant was caught. Nothing in
+# the tree itself is changed.
 #
 # Expects what `make test` builds (runner, guest, plugin); RUNNER= names another runner.
 
@@ -36,17 +37,14 @@ build() {
 run() {
 	local what=(test --no-host "$1")
 	case $1 in
-	crash:*:*)
-		what=${1#crash:}
-		what=(crash --points "${what%%:*}" --seed 1 --workload "${what#*:}")
-		;;
+	crash:*:*) what=(crash --points "$(cut -d: -f2 <<<"$1")" --seed 1 --workload "${1##*:}") ;;
 	crash:*) what=(crash --points "${1#crash:}" --seed 1) ;;
 	esac
 	$env run "$runner" --kernel "$kernel=$dir" --module "$module" --jobs 1 \
 		--results "$results" "${what[@]}" >"$results/$2.log" 2>&1
 }
 # The line that says why, without names and times. None: the test did not fail, the run did.
-why() { sed -n 's/^failed  [^:]*::[^:]*: //p; s/^crash: //p' "$results/$1.log" | head -n 1; }
+why() { sed -n 's/^failed  [^:]*::[^:]*: //p; /^crash: .*, 0 failed$/!s/^crash: //p' "$results/$1.log" | head -n 1; }
 trim() { local s=$1; s=${s#"${s%%[![:space:]]*}"}; printf '%s' "${s%"${s##*[![:space:]]}"}"; }
 
 declare -A sound=()
