@@ -231,8 +231,8 @@ fn campaign(
         env.default_kernel().name,
         ignored.map_or(String::new(), |i| format!(", every {i} ignored")),
     ));
-    // Points take memory: not more runs at a time than that has room for.
-    for some in runs.chunks(25) {
+    // Points take memory: not more runs at a time than that has room for. One of each kind fits.
+    for some in runs.chunks(26) {
         let scratch = scratch_dir()?;
         let checks = campaign.draw(some, scratch.path())?;
         let failed = campaign.check(checks, scratch.path(), jobs)?;
