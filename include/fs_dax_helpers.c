@@ -173,12 +173,19 @@ void rpmem_folio_put(struct folio *folio)
  * reference, the lock, references to the pgmap) is undone. The lock cannot be contended:
  * nobody knows a page that no file has.
  */
+static __always_inline void prep_tail(struct page *tail, unsigned long link)
+{
+	tail->mapping = TAIL_MAPPING;
+	tail->compound_info = link;
+	set_page_private(tail, 0);
+}
+
 void rpmem_folio_make_compound(struct folio *folio, unsigned int order)
 {
 	const unsigned int small = 2; /* the least with all that large folios have */
 	struct page *head = &folio->page;
 	struct dev_pagemap *pgmap = page_pgmap(head);
-	unsigned long i;
+	unsigned long i, link;
 
 	zone_device_page_init(head, pgmap, min(order, small));
 	if (order > small) {
@@ -186,12 +193,17 @@ void rpmem_folio_make_compound(struct folio *folio, unsigned int order)
 #ifdef NR_PAGES_IN_LARGE_FOLIO
 		folio->_nr_pages = 1U << order;
 #endif
-		for (i = 1; i < 1UL << order; i++) {
-			struct page *tail = head + i;
-
-			tail->mapping = TAIL_MAPPING;
-			set_compound_head(tail, head, order);
-			set_page_private(tail, 0);
+		/* The link to the head is the same for all tails. */
+		set_compound_head(head + 1, head, order);
+		link = head[1].compound_info;
+		for (i = 1; i < 4; i++)
+			prep_tail(head + i, link);
+		/* The compiler does not unroll it. */
+		for (i = 4; i < 1UL << order; i += 4) {
+			prep_tail(head + i, link);
+			prep_tail(head + i + 1, link);
+			prep_tail(head + i + 2, link);
+			prep_tail(head + i + 3, link);
 		}
 	}
 	folio_unlock(folio);

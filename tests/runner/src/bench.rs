@@ -109,12 +109,19 @@ pub fn run(env: &Environment, o: &Options<'_>) -> Result<bool> {
             })?;
         }
     }
+    if !o.name.is_empty() {
+        // Not over the figures of a whole run.
+        let path = env.results.join("bench-some.tsv");
+        write_tsv(&path, &rows)?;
+        println!("{}", path.display());
+        return Ok(true);
+    }
     let unsteady = rows.iter().filter(|r| r.spread() >= STEADY).count();
     let missed: Vec<_> = rows.iter().filter(|r| r.verdict() == "NOT MET").collect();
     write_tsv(&env.results.join("bench.tsv"), &rows)?;
     plot::write_report(&env.results, &provenance(env, o), &rows)?;
     println!(
-        "{} figures in {:.0} s; spread {}",
+        "{} figures in {:.0} s; spread (distance of the quartiles, of the median) {}",
         rows.len(),
         started.elapsed().as_secs_f64(),
         match unsteady {
@@ -253,15 +260,16 @@ fn provenance(env: &Environment, o: &Options<'_>) -> String {
         .ok()
         .or_else(|| git(&["describe", "--always", "--dirty"]))
         .unwrap_or_else(|| "unknown".into());
-    let what = if o.name.is_empty() {
-        String::new()
-    } else {
-        format!(" T={}", o.name)
-    };
-    let params = o.params.join(" ");
-    format!(
-        "kernel {}, module {commit}{}{params}, make bench{what}",
-        env.default_kernel().name,
-        if params.is_empty() { "" } else { " with " },
-    )
+    let kernel = &env.default_kernel().name;
+    let mut command = format!("make bench KERNEL={kernel}");
+    if !o.name.is_empty() {
+        command += &format!(" T='{}'", o.name);
+    }
+    if o.on == On::C {
+        command += " ON=c";
+    }
+    if !o.params.is_empty() {
+        command += &format!(" PARAMS='{}'", o.params.join(" "));
+    }
+    format!("kernel {kernel}, module {commit}, {command}")
 }

@@ -58,7 +58,7 @@ pub fn write_report(dir: &Path, provenance: &str, rows: &[Row]) -> Result<()> {
         html.push_str(&svg);
     }
     html.push_str(
-        "<table><tr><th>case<th>fs<th>unit<th>C<th>ours<th>ratio<th>target<th>spread</tr>",
+        "<table><tr><th>case<th>fs<th>unit<th>C<th>ours<th>ratio<th>target<th>spread (quartiles)</tr>",
     );
     for row in rows {
         let number = |n: Option<f64>, digits| n.map_or("-".into(), |n| format!("{n:.digits$}"));
