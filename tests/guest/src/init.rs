@@ -349,7 +349,14 @@ fn clean_up() -> Vec<String> {
 /// A shell on the console, with a module loaded.
 fn shell(on: proto::On, params: &[String]) -> Result<()> {
     let params: Vec<_> = params.iter().map(String::as_str).collect();
-    let driver = Driver::load(&Ctx { on, stress: false }, &params);
+    let driver = Driver::load(
+        &Ctx {
+            on,
+            fs_dax_off: false,
+            stress: false,
+        },
+        &params,
+    );
     match &driver {
         Ok(driver) => {
             for disk in driver.disks() {

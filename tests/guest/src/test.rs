@@ -36,13 +36,21 @@ pub const CHANNEL: &str = "/dev/ttyS1";
 /// How a test or job is run.
 pub struct Ctx {
     pub on: On,
+    /// Our driver is loaded with `fs_dax=0`, unless a test says otherwise.
+    pub fs_dax_off: bool,
     /// The full-length form, of `make stress`.
     pub stress: bool,
 }
 
 impl Ctx {
+    /// Whether the driver is the kernel's.
     pub fn on_c(&self) -> bool {
         self.on == On::C
+    }
+
+    /// Whether the kernel's fs/dax.c serves the files, whoever's the disk is.
+    pub fn c_fs_dax(&self) -> bool {
+        self.on_c() || self.fs_dax_off
     }
 
     /// `short` in `make test`, `full` in `make stress`.
@@ -185,7 +193,11 @@ impl Suite {
 pub fn exec(request: &Request) -> Result<()> {
     let result = catch_unwind(AssertUnwindSafe(|| match request {
         Request::Test {
-            name, on, stress, ..
+            name,
+            on,
+            c_fs_dax,
+            stress,
+            ..
         } => {
             let tests = crate::suites::all();
             let test = tests
@@ -194,6 +206,7 @@ pub fn exec(request: &Request) -> Result<()> {
                 .ok_or_else(|| anyhow!("there is no test '{name}'"))?;
             (test.run)(&Ctx {
                 on: *on,
+                fs_dax_off: *c_fs_dax,
                 stress: *stress,
             })
         }
@@ -201,6 +214,7 @@ pub fn exec(request: &Request) -> Result<()> {
             name,
             &Ctx {
                 on: *on,
+                fs_dax_off: false,
                 stress: false,
             },
             args,

@@ -215,6 +215,8 @@ pub enum Request {
     Test {
         name: String,
         on: On,
+        /// On our driver with the kernel's fs/dax.c (`fs_dax=0`).
+        c_fs_dax: bool,
         stress: bool,
         limit_s: u64,
     },

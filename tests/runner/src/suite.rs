@@ -22,11 +22,23 @@ use crate::{Boot, Environment, Kernel, Vm};
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
     pub on: On,
+    /// Our driver with the kernel's fs/dax.c.
+    pub c_fs_dax: bool,
     pub stress: bool,
     /// Guests at a time.
     pub jobs: usize,
     pub verbose: bool,
 }
+
+impl Options {
+    /// Whether the kernel's fs/dax.c is under test.
+    fn is_c(&self) -> bool {
+        self.on == On::C || self.c_fs_dax
+    }
+}
+
+/// Tests that fail because the C layer is wrong, and what is wrong.
+pub type WrongOnC = Vec<(String, String)>;
 
 struct Group<'a> {
     kernel: &'a Kernel,
@@ -38,13 +50,13 @@ struct Group<'a> {
 
 type Queue<'a> = Mutex<Vec<Group<'a>>>;
 
-/// Runs every test on its kernel and reports each.
+/// Runs every test on its kernel and reports each. Returns where the C layer was found wrong.
 pub fn run(
     env: &Environment,
     tests: Vec<(&Kernel, TestInfo)>,
     options: Options,
     report: &Report,
-) -> Result<()> {
+) -> Result<WrongOnC> {
     let mut groups: BTreeMap<(String, Machine), Group> = BTreeMap::new();
     for (kernel, test) in tests {
         groups
@@ -67,14 +79,16 @@ pub fn run(
     }
     let queue = Mutex::new(groups);
     let boots = AtomicUsize::new(0);
+    let wrong = Mutex::new(Vec::new());
     std::thread::scope(|scope| {
         let workers: Vec<_> = (0..options.jobs.max(1))
-            .map(|_| scope.spawn(|| work(env, &queue, options, report, &boots)))
+            .map(|_| scope.spawn(|| work(env, &queue, options, report, &boots, &wrong)))
             .collect();
         workers
             .into_iter()
             .try_for_each(|w| w.join().expect("a worker panicked"))
-    })
+    })?;
+    Ok(wrong.into_inner().unwrap())
 }
 
 fn work(
@@ -83,6 +97,7 @@ fn work(
     options: Options,
     report: &Report,
     boots: &AtomicUsize,
+    wrong: &Mutex<WrongOnC>,
 ) -> Result<()> {
     loop {
         let picked = {
@@ -123,7 +138,7 @@ fn work(
             let Some(test) = queue.lock().unwrap()[at].tests.pop_front() else {
                 break;
             };
-            if !run_one(&mut vm, kernel, &test, options, report, &console)? {
+            if !run_one(&mut vm, kernel, &test, options, report, &console, wrong)? {
                 alive = false;
                 break;
             }
@@ -160,6 +175,7 @@ fn run_one(
     options: Options,
     report: &Report,
     console: &std::path::Path,
+    wrong: &Mutex<WrongOnC>,
 ) -> Result<bool> {
     let limit_s = test.limit_s
         + if options.stress {
@@ -172,6 +188,7 @@ fn run_one(
     let request = Request::Test {
         name,
         on: options.on,
+        c_fs_dax: options.c_fs_dax,
         stress: options.stress,
         limit_s,
     };
@@ -182,7 +199,9 @@ fn run_one(
     let seconds = started.elapsed().as_secs_f64();
     // Where the C layer is known to be wrong, that is what the test shows.
     let judged = |outcome| match (&test.c_is_wrong, outcome) {
-        (Some(reason), Outcome::Failed(why)) if options.on == On::C => {
+        (Some(reason), Outcome::Failed(why)) if options.is_c() => {
+            let found = (test.full_name(), reason.clone());
+            wrong.lock().unwrap().push(found);
             Outcome::Skipped(format!("the C layer is wrong here: {reason} ({why})"))
         }
         (_, outcome) => outcome,

@@ -168,7 +168,7 @@ fn dma_after_fsync(ctx: &Ctx) -> Result<()> {
             let file = dax.file(name, huge)?;
             let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
             let flushes = Flushes::watch()?;
-            let before = (!ctx.on_c())
+            let before = (!ctx.c_fs_dax())
                 .then(|| Counters::read(dax.disk()))
                 .transpose()?;
             std::thread::scope(|scope| -> Result<()> {

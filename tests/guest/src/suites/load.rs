@@ -182,6 +182,7 @@ fn takes_turns_with_nd_pmem(ctx: &Ctx) -> Result<()> {
     let c = Driver::load(
         &Ctx {
             on: proto::On::C,
+            fs_dax_off: false,
             stress: false,
         },
         &[],
