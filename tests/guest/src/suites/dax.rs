@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! DAX on our disks through the kernel's own fs/dax.c (`fs_dax=0`): is direct_access right?
-//! The same with our own fs/dax layer is other suites' business.
+//! The same with our own fs/dax layer is other suites' business, but for bad blocks, on which both
+//! have to agree.
 
 use std::os::unix::fs::FileExt;
 
@@ -10,7 +11,7 @@ use nix::errno::Errno;
 use proto::{Machine, Tag};
 
 use crate::fixture::driver::expect_errno;
-use crate::fixture::fs::{is_dax, physical};
+use crate::fixture::fs::{fallocate, is_dax, physical};
 use crate::fixture::io::{errno_of, read_at, same, write_at};
 use crate::fixture::{pattern, sh, Disk, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
@@ -29,8 +30,12 @@ pub fn suite(s: &mut Suite) {
         s.test(format!("map_sync_{fs}"), move |ctx| map_sync(ctx, fs));
         s.test(format!("remount_{fs}"), move |ctx| remount(ctx, fs));
         s.test(format!("bad_block_in_file_{fs}"), move |ctx| {
-            bad_block_in_file(ctx, fs)
+            bad_block_in_file(load(ctx)?, fs)
         });
+        s.test(format!("bad_block_in_file_rust_{fs}"), move |ctx| {
+            bad_block_in_file(Driver::load(ctx, &[])?, fs)
+        })
+        .tag(Tag::RustOnly);
         for (name, cpu) in [
             ("clflushopt", "max,-clwb"),
             ("clflush", "max,-clwb,-clflushopt"),
@@ -247,9 +252,9 @@ fn remount(ctx: &Ctx, fs: Fs) -> Result<()> {
 }
 
 /// A bad block in a file: EIO from read(2) and SIGBUS from a load, until write(2) replaces the
-/// page.
-fn bad_block_in_file(ctx: &Ctx, fs: Fs) -> Result<()> {
-    let driver = load(ctx)?;
+/// page. Zeroing a part of the page is an error as well; zeroing the whole page, or cutting it off,
+/// gives it up.
+fn bad_block_in_file(driver: Driver, fs: Fs) -> Result<()> {
     let disk = driver.disk(0);
     let made = fs.make(disk)?;
     let mount = made.mount("dax=always")?;
@@ -281,6 +286,26 @@ fn bad_block_in_file(ctx: &Ctx, fs: Fs) -> Result<()> {
         "the list is '{}'",
         disk.sysfs("badblocks")?
     );
+
+    // A part of the page cannot be zeroed, and stays as it is.
+    disk.set_sysfs("badblocks", &format!("{sector} 8"))?;
+    let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+    let e = fallocate(&file, zero, bad + 100, 200).expect_err("zeroed a part of a bad page");
+    ensure!(e.downcast_ref() == Some(&Errno::EIO), "zero range: {e:#}");
+    let e = file
+        .read_exact_at(&mut page, bad)
+        .expect_err("read a bad block");
+    ensure!(errno_of(&e) == Errno::EIO, "{e}");
+    // All of it can: the file has other blocks there, or none until they are written.
+    fallocate(&file, zero, bad, PAGE)?;
+    file.read_exact_at(&mut page, bad)?;
+    same("zeroed", &page, &[0; PAGE as usize])?;
+    // Without the page the file is as good as new.
+    file.set_len(bad)?;
+    file.set_len(16 * PAGE)?;
+    file.write_all_at(&data, bad)?;
+    file.read_exact_at(&mut page, bad)?;
+    same("after truncation", &page, &data)?;
     drop(file);
     mount.unmount()?.check()
 }
