@@ -14,14 +14,16 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
-use proto::Tag;
+use proto::{Machine, Tag};
 
 use crate::fixture::child::{spawn, End};
 use crate::fixture::dax::{allocated, on_both, on_both_sizes, Model};
-use crate::fixture::flushes::{expect_clean, Flushed, Reason};
+use crate::fixture::flushes::{expect_clean, Counters, Flushed, Reason};
 use crate::fixture::fs::{extents, fallocate, physical};
 use crate::fixture::io::{read_at, same};
-use crate::fixture::{pattern, sh, Dax, Driver, Flow, Flushes, Fs, Mapping, MIB, PAGE, PMD};
+use crate::fixture::{
+    pattern, sh, Dax, Driver, Flow, Flushes, Fs, KernelLog, Mapping, MIB, PAGE, PMD,
+};
 use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
@@ -44,6 +46,18 @@ pub fn suite(s: &mut Suite) {
     s.test("msync_of_a_part", |ctx| on_both(ctx, msync_of_a_part));
     s.test("dirty_outlives_layout_breaks", dirty_outlives_layout_breaks)
         .c_is_wrong("breaking the layout of one range forgets what is dirty in others");
+    for (name, cpu) in [
+        ("Clwb", "max"),
+        ("Clflushopt", "max,-clwb"),
+        ("Clflush", "max,-clwb,-clflushopt"),
+    ] {
+        s.test(format!("by_{}", name.to_lowercase()), move |ctx| {
+            by(ctx, name)
+        })
+        .machine(Machine::default().cpu(cpu))
+        .tag(Tag::RustOnly);
+    }
+    s.test("unmount", unmount).tag(Tag::RustOnly);
     s.test("part_of_a_pmd", |ctx| on_both(ctx, part_of_a_pmd));
     s.test("many_runs", |ctx| on_both(ctx, many_runs));
     s.test("entries_stay_usable", |ctx| {
@@ -172,6 +186,55 @@ fn dirty_outlives_layout_breaks(ctx: &Ctx) -> Result<()> {
             model.expect("in the end", &file, None)?;
             drop((map, file, flushes));
             dax.check()?;
+        }
+    }
+    driver.unload()
+}
+
+/// Unmounting the file system writes back what was stored and unmapped without an fsync: it is what
+/// the next mount finds, and the counters tell of each page.
+fn unmount(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &["flush_on_unmap=0"])?;
+    for fs in Fs::ALL {
+        for huge in [false, true] {
+            let what = format!("{fs}, huge: {huge}");
+            let dax = Dax::on(driver.disk(0), fs)?;
+            let file = dax.file("f", huge)?;
+            let len = file.metadata()?.len();
+            let mut model = Model::zeroed(len);
+            let map = Mapping::shared(&file, 0, len)?;
+            store(&map, &mut model, 1, PAGES);
+            let before = Counters::read(dax.disk())?;
+            drop((map, file));
+            let now = Counters::read(dax.disk())?;
+            let early = now.since(&before, "bytes_fsync")? + now.since(&before, "bytes_unmap")?;
+            ensure!(early == 0, "{what}: {early} bytes flushed at munmap");
+            let dax = dax.remount()?;
+            let bytes = Counters::read(dax.disk())?.since(&before, "bytes_fsync")?;
+            let want = entries_of(PAGES, huge).len() as u64 * PAGE;
+            ensure!(bytes == want, "{what}: {bytes} bytes flushed, not {want}");
+            model.expect(&what, &dax.mount.open("f")?, None)?;
+            dax.check()?;
+        }
+    }
+    driver.unload()
+}
+
+/// Write-back by each of the instructions that a processor may have: the log says which one was
+/// chosen.
+fn by(ctx: &Ctx, instruction: &str) -> Result<()> {
+    let mut log = KernelLog::open()?;
+    let driver = Driver::load(ctx, &[])?;
+    let said = log.drain_matching("cache lines are written back by");
+    ensure!(
+        said.len() == 1 && said[0].ends_with(&format!(" by {instruction}")),
+        "not {instruction}: {said:?}"
+    );
+    for fs in Fs::ALL {
+        for huge in [false, true] {
+            let dax = Dax::on(driver.disk(0), fs)?;
+            run(dax, huge, Flow::MmapWriteFsyncClose)
+                .with_context(|| format!("{fs}, huge: {huge}"))?;
         }
     }
     driver.unload()
