@@ -18,19 +18,21 @@ use nix::sys::signal::{kill, raise, Signal};
 use nix::sys::wait::{waitpid, WaitStatus};
 
 use crate::fixture::child::{spawn, End};
-use crate::fixture::dax::{on_both, punch, Model};
-use crate::fixture::flushes::{expect_clean, Counters, Reason};
+use crate::fixture::dax::{clone_range, on_both, punch, Model};
+use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{same, Aligned};
 use crate::fixture::{pattern, sh, Dax, Driver, Flushes, Fs, Mapping, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
-    s.test("direct_io", direct_io);
+    s.test("direct_io", direct_io).c_is_wrong(DIRTY_FOR_EVER);
     s.test("own_file_as_buffer", |ctx| on_both(ctx, own_file_as_buffer));
     s.test("dma_after_fsync", dma_after_fsync)
         .c_is_wrong("it forgets pages that a device writes to after an fsync has cleaned them");
-    s.test("pinned", |ctx| on_both(ctx, pinned));
+    s.test("pinned", |ctx| {
+        on_both(ctx, |dax| pinned(dax, !ctx.c_fs_dax()))
+    });
     s.test("mapped_again_while_pinned", |ctx| {
         on_both(ctx, mapped_again_while_pinned)
     })
@@ -38,9 +40,12 @@ pub fn suite(s: &mut Suite) {
     s.test("unmount_while_pinned", |ctx| {
         on_both(ctx, unmount_while_pinned)
     });
-    s.test("ptrace", |ctx| on_both(ctx, ptrace_pokes));
-    s.test("process_vm", |ctx| on_both(ctx, process_vm));
-    s.test("fork", |ctx| on_both(ctx, fork));
+    s.test("ptrace", |ctx| on_both(ctx, ptrace_pokes))
+        .c_is_wrong(DIRTY_FOR_EVER);
+    s.test("process_vm", |ctx| on_both(ctx, process_vm))
+        .c_is_wrong(DIRTY_FOR_EVER);
+    s.test("fork", |ctx| on_both(ctx, fork))
+        .c_is_wrong(DIRTY_FOR_EVER);
     s.test("io_uring", uring);
 }
 
@@ -241,29 +246,36 @@ impl Held {
     }
 }
 
-/// Truncation, punching and collapsing wait as long as a pipe holds a page of the range, with the
-/// page's old bytes in it.
-fn pinned(dax: Dax) -> Result<()> {
-    type Change = fn(&File) -> Result<()>;
-    let changes: [(&str, Change); 3] = [
-        ("truncate", |f| Ok(f.set_len(5 * PAGE)?)),
-        ("punch", |f| punch(f, 4 * PAGE, 8 * PAGE)),
-        ("collapse", |f| {
+/// Truncation, punching, collapsing and sharing (xfs) wait as long as a pipe holds a page of the range, with the
+/// page's old bytes in it; the Rust layer counts the pages that it waits for.
+fn pinned(dax: Dax, rust: bool) -> Result<()> {
+    type Change = fn(&File, &Dax) -> Result<()>;
+    let mut changes: Vec<(&str, Change)> = vec![
+        ("truncate", |f, _| Ok(f.set_len(5 * PAGE)?)),
+        ("punch", |f, _| punch(f, 4 * PAGE, 8 * PAGE)),
+        ("collapse", |f, _| {
             fallocate(f, libc::FALLOC_FL_COLLAPSE_RANGE, 4 * PAGE, 4 * PAGE)
         }),
     ];
+    if dax.fs() == Fs::Xfs {
+        changes.push(("reflink", |f, dax| {
+            let clone = dax.mount.create("clone")?;
+            Ok(clone_range(f, 8 * PAGE, 8 * PAGE, &clone, 0)?)
+        }));
+    }
     for huge in [false, true] {
-        for (what, change) in changes {
+        for &(what, change) in &changes {
             let file = dax.file(&format!("{what}{huge}"), huge)?;
             let len = file.metadata()?.len();
             let map = Mapping::shared(&file, 0, len)?;
             let data = pattern(7, 0, 2 * PAGE as usize);
             map.write(10 * PAGE, &data);
             let held = Held::pages(&map, 10 * PAGE, data.len())?;
+            let before = rust.then(|| Counters::read(dax.disk())).transpose()?;
             let released = AtomicBool::new(false);
             std::thread::scope(|scope| -> Result<()> {
                 let changer = scope.spawn(|| {
-                    let result = change(&file);
+                    let result = change(&file, &dax);
                     (result, released.load(Ordering::SeqCst))
                 });
                 std::thread::sleep(Duration::from_millis(150));
@@ -278,6 +290,10 @@ fn pinned(dax: Dax) -> Result<()> {
                 );
                 same(what, &got, &data)
             })?;
+            if let Some(before) = before {
+                let busy = Counters::read(dax.disk())?.since(&before, "busy_pages")?;
+                ensure!(busy > 0, "{what}: no page counted as in use");
+            }
             drop((map, file));
         }
     }
