@@ -16,9 +16,9 @@ use proto::Tag;
 use crate::fixture::child::{
     child, expect_done, expect_sigbus, spawn, End, BUS_ADRERR, BUS_MCEERR_AO, BUS_MCEERR_AR,
 };
-use crate::fixture::dax::{on_both, Model};
+use crate::fixture::dax::{on_both, punch, Model};
 use crate::fixture::driver::{expect_errno, rmmod, UNLOAD_C};
-use crate::fixture::flushes::{expect_clean, Counters, Reason};
+use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::{fallocate, Made};
 use crate::fixture::{
     pattern, sh, sh_fails, Dax, Driver, Flushes, Fs, Mapping, MIB, MODULE, PAGE, PMD,
@@ -32,7 +32,8 @@ pub fn suite(s: &mut Suite) {
     });
     s.test("no_space", |ctx| on_both(ctx, no_space));
     s.test("read_only", |ctx| on_both(ctx, read_only));
-    s.test("killed", |ctx| on_both(ctx, killed));
+    s.test("killed", |ctx| on_both(ctx, killed))
+        .c_is_wrong(DIRTY_FOR_EVER);
     s.test("rmmod_while_mounted", rmmod_while_mounted)
         .tag(Tag::RustOnly);
     s.test("others_keep_c", others_keep_c)
@@ -45,6 +46,8 @@ pub fn suite(s: &mut Suite) {
         .tag(Tag::RustOnly)
         .tag(Tag::Smoke);
     s.test("flush_on_unmap", flush_on_unmap).tag(Tag::RustOnly);
+    s.test("persistent_caches", persistent_caches)
+        .tag(Tag::RustOnly);
     s.test("counters", counters)
         .tag(Tag::RustOnly)
         .tag(Tag::Smoke);
@@ -100,6 +103,13 @@ fn hwpoison(dax: Dax, huge: bool) -> Result<()> {
         ensure!(Instant::now() < end, "the children did not start");
         std::thread::sleep(Duration::from_millis(10));
     }
+    // The disk, if it is ours, counts it.
+    let ours = dax.disk().name.starts_with("rpmem");
+    let failures = || match ours {
+        true => dax.disk().counter("memory_failures"),
+        false => Ok(0),
+    };
+    let before = failures()?;
     let got = child(|| {
         let map = Mapping::shared(&file, 0, len)?;
         map.peek(poisoned);
@@ -116,6 +126,11 @@ fn hwpoison(dax: Dax, huge: bool) -> Result<()> {
         } if code == BUS_MCEERR_AR || code == BUS_MCEERR_AO => {}
         other => bail!("who poisons a page: {other:?}"),
     }
+    let counted = failures()? - before;
+    ensure!(
+        counted == u64::from(ours),
+        "{counted} memory failures counted"
+    );
     match victim.end()? {
         End::Signal {
             signal: libc::SIGBUS,
@@ -387,8 +402,11 @@ fn others_keep_c(ctx: &Ctx) -> Result<()> {
             &[]
         };
         let theirs = fs.make_on(&device, args)?.mount("dax=always")?;
-        ensure!(crate::fixture::fs::is_dax(&theirs.dir)? || theirs.create("probe").is_ok());
         let their_file = theirs.allocate("f", 64 * PAGE)?;
+        ensure!(
+            crate::fixture::fs::is_dax(&theirs.path("f"))?,
+            "{fs} is not in DAX mode on nd_pmem"
+        );
         let our_file = ours.file("f", false)?;
         let (their_map, our_map) = (
             Mapping::shared(&their_file, 0, 64 * PAGE)?,
@@ -511,11 +529,11 @@ fn flush_on_unmap(ctx: &Ctx) -> Result<()> {
             let flushes = Flushes::watch()?;
             for on in [true, false, true] {
                 std::fs::write(&parameter, if on { "1" } else { "0" })?;
-                for way in ["munmap", "MADV_DONTNEED", "exit"] {
+                for way in ["munmap", "MADV_DONTNEED", "exit", "mremap"] {
                     let what = format!("{fs}, {name}, {way}, on: {on}");
                     let before = Counters::read(dax.disk())?;
-                    let map = Mapping::shared(&file, 0, len)?;
-                    let store = || {
+                    let mut map = Mapping::shared(&file, 0, len)?;
+                    let store = |map: &Mapping| {
                         for page in 5..8 {
                             map.touch(page * PAGE, 1);
                         }
@@ -523,18 +541,24 @@ fn flush_on_unmap(ctx: &Ctx) -> Result<()> {
                     match way {
                         "exit" => {
                             let end = child(|| {
-                                store();
+                                store(&map);
                                 Ok(())
                             })?;
                             ensure!(end == End::Done, "{what}: {end:?}");
                             drop(map);
                         }
                         "munmap" => {
-                            store();
+                            store(&map);
+                            drop(map);
+                        }
+                        // The rest of a PMD goes on as pages.
+                        "mremap" => {
+                            store(&map);
+                            map.shrink(PAGE)?;
                             drop(map);
                         }
                         _ => {
-                            store();
+                            store(&map);
                             map.madvise(0, len, libc::MADV_DONTNEED)?;
                             drop(map);
                         }
@@ -555,6 +579,52 @@ fn flush_on_unmap(ctx: &Ctx) -> Result<()> {
                         .expect(&format!("{what}, then fsync"), want.clone())?;
                     expect_clean(&what, &flushes, &file, None)?;
                 }
+            }
+        }
+        dax.check()?;
+    }
+    driver.unload()
+}
+
+/// `dax/write_cache` is 0 where the caches are persistent: fsync cleans pages, but flushes no line;
+/// back at 1 it flushes again.
+fn persistent_caches(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    for fs in Fs::ALL {
+        let dax = Dax::on(driver.disk(0), fs)?;
+        for (name, huge) in [("small", false), ("huge", true)] {
+            let file = dax.file(name, huge)?;
+            let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
+            for cache in [1, 0, 1] {
+                dax.disk()
+                    .set_sysfs("dax/write_cache", &cache.to_string())?;
+                let what = format!("{fs}, {name}, write_cache={cache}");
+                let before = Counters::read(dax.disk())?;
+                for page in 3..6 {
+                    map.touch(page * PAGE, 1);
+                }
+                ensure!(map.dirty()? > 0, "{what}: nothing is dirty after stores");
+                file.sync_all()?;
+                ensure!(map.dirty()? == 0, "{what}: dirty after fsync");
+                let now = Counters::read(dax.disk())?;
+                let (pages, pmds) = if huge { (0, 1) } else { (3, 0) };
+                for (counter, want) in [
+                    ("pages_flushed", pages),
+                    ("pmds_flushed", pmds),
+                    ("bytes_fsync", cache * (pages * PAGE + pmds * PMD)),
+                ] {
+                    let got = now.since(&before, counter)?;
+                    ensure!(got == want, "{what}: {counter} grew by {got}, not {want}");
+                }
+                // Nor is anything flushed as it is unmapped.
+                map.touch(3 * PAGE, 2);
+                map.madvise(0, map.len() as u64, libc::MADV_DONTNEED)?;
+                let bytes = Counters::read(dax.disk())?.since(&now, "bytes_unmap")?;
+                ensure!(
+                    (bytes > 0) == (cache == 1),
+                    "{what}: {bytes} bytes flushed at unmap"
+                );
+                file.sync_all()?;
             }
         }
         dax.check()?;
@@ -631,7 +701,7 @@ fn counters(ctx: &Ctx) -> Result<()> {
             &[("bytes_written", 5000), ("bytes_read", 0)],
         )?;
         file.read_exact_at(&mut [0; 300], 0)?;
-        let c = expect("read(2)", &c, &[("bytes_read", 300), ("bytes_written", 0)])?;
+        expect("read(2)", &c, &[("bytes_read", 300), ("bytes_written", 0)])?;
         expect_sigbus(
             "behind the end",
             BUS_ADRERR,
@@ -644,6 +714,38 @@ fn counters(ctx: &Ctx) -> Result<()> {
                 Ok(())
             },
         )?;
+        // A part of a page behind the new end is zeroed.
+        let c = Counters::read(dax.disk())?;
+        file.set_len(240 * PAGE + 1000)?;
+        let c = expect("truncation", &c, &[("bytes_zero", PAGE - 1000)])?;
+        // Blocks that no PMD can map: the fault is left to pages.
+        punch(&huge, 5 * PAGE, PAGE)?;
+        huge_map.touch(7 * PAGE, 1);
+        let now = expect(
+            "store beside a hole",
+            &c,
+            &[("pmd_write_faults", 0), ("pte_write_faults", 1)],
+        )?;
+        // The core may begin anew, with the mmap_lock held, after ours has said no.
+        let fallbacks = now.since(&c, "pmd_fallbacks")?;
+        ensure!(
+            (1..=2).contains(&fallbacks),
+            "{fs}: {fallbacks} PMD faults left to pages, for one store"
+        );
+        let c = now;
+        huge.sync_all()?;
+        let c = expect(
+            "fsync of a page",
+            &c,
+            &[("pages_flushed", 1), ("batches", 1)],
+        )?;
+        // New blocks in a MAP_SYNC mapping: the metadata first, then the second half.
+        let new = dax.mount.create("sync")?;
+        new.set_len(16 * PAGE)?;
+        let sync = Mapping::sync(&new, 0, 16 * PAGE)?;
+        sync.touch(3 * PAGE, 1);
+        let c = expect("MAP_SYNC", &c, &[("sync_faults", 1)])?;
+        drop((sync, new));
         // xfs refuses before it asks us.
         let errors = Counters::read(dax.disk())?.since(&c, "fault_errors")?;
         println!("{fs}: {errors} faults counted as errors");
