@@ -2,17 +2,20 @@
 
 //! Parameters and ranges: each wrong one gives its errno and one line in the log.
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
 use proto::{Machine, RangeKind, Tag, MIB, PMEM_BASE};
 
 use crate::fixture::driver::{insmod, iomem, ranges, rmmod, Driver, UNLOAD_C};
 use crate::fixture::io::{read_at, same, write_at};
 use crate::fixture::{pattern, sh, KernelLog};
-use crate::test::{Ctx, Suite};
+use crate::test::{Ctx, Skip, Suite};
 
 pub fn suite(s: &mut Suite) {
     s.test("bad_parameters", bad_parameters)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+    s.test("no_hook", no_hook)
         .tag(Tag::RustOnly)
         .tag(Tag::Smoke);
     s.test("explicit_legacy_range", explicit_legacy_range)
@@ -107,11 +110,37 @@ fn bad_parameters(_ctx: &Ctx) -> Result<()> {
     ] {
         refused(&params, Errno::EINVAL, text)?;
     }
-    // Booleans are the kernel's to parse.
-    for params in [["fs_dax=2"], ["flush_on_unmap=perhaps"]] {
+    // Booleans and numbers are the kernel's to parse.
+    for params in [
+        ["fs_dax=2"],
+        ["flush_on_unmap=perhaps"],
+        ["fault_around=x"],
+        ["fault_around_write=-1"],
+    ] {
         refused(&params, Errno::EINVAL, "invalid for parameter")?;
     }
     Ok(())
+}
+
+/// Without function tracing nothing can be hooked: EBUSY, and the message names the way out, which
+/// works.
+fn no_hook(ctx: &Ctx) -> Result<()> {
+    const ENABLED: &str = "/proc/sys/kernel/ftrace_enabled";
+    // Later kernels have the file, but what it says is so for ever.
+    if let Err(e) = std::fs::write(ENABLED, "0") {
+        bail!(Skip(format!(
+            "function tracing cannot be switched off: {e}"
+        )));
+    }
+    let result = (|| {
+        refused(&[], Errno::EBUSY, "ftrace_enabled is 0; load with fs_dax=0")?;
+        let driver = Driver::load(ctx, &["fs_dax=0"])?;
+        write_at(&driver.disk(0).open_direct()?, 0, &[1; 4096])?;
+        driver.unload()
+    })();
+    std::fs::write(ENABLED, "1")?;
+    result?;
+    Driver::load(ctx, &[])?.unload()
 }
 
 /// phys_addr= and size= take a part of a legacy range, and no other range.
