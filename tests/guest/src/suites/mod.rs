@@ -2,6 +2,7 @@
 
 //! The suites. Each file is one; a test's full name is `suite::name`.
 
+mod ahead;
 mod apps;
 mod block;
 mod dax;
@@ -25,6 +26,7 @@ const SUITES: &[(&str, Fill)] = &[
     ("block", block::suite),
     ("flows", flows::suite),
     ("faults", faults::suite),
+    ("ahead", ahead::suite),
     ("gup", gup::suite),
     ("errors", errors::suite),
     ("races", races::suite),
