@@ -246,8 +246,8 @@ impl Held {
     }
 }
 
-/// Truncation, punching, collapsing and sharing (xfs) wait as long as a pipe holds a page of the range, with the
-/// page's old bytes in it; the Rust layer counts the pages that it waits for.
+/// Truncation, punching, collapsing and sharing (xfs) wait as long as a pipe holds a page of the
+/// range, with the page's old bytes in it; the Rust layer counts the pages that it waits for.
 fn pinned(dax: Dax, rust: bool) -> Result<()> {
     type Change = fn(&File, &Dax) -> Result<()>;
     let mut changes: Vec<(&str, Change)> = vec![
