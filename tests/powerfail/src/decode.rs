@@ -119,6 +119,8 @@ mod tests {
             (&[0x66, 0x0f, 0xae, 0x38], Some(Action::WriteBack)), // clflushopt (%rax)
             (&[0x0f, 0xae, 0x38], Some(Action::Flush)),           // clflush (%rax)
             (&[0x3e, 0x0f, 0xae, 0x38], Some(Action::Flush)),     // the kernel's patchable clflush
+            (&[0x0f, 0x38, 0xf9, 0x08], Some(Action::NtStore)),   // movdiri %ecx, (%rax)
+            (&[0x66, 0x0f, 0x38, 0xf8, 0x08], Some(Action::NtStore)), // movdir64b (%rax), %rcx
             (&[0x0f, 0xae, 0xf8], Some(Action::Fence)),           // sfence
             (&[0x0f, 0xae, 0xf0], Some(Action::Fence)),           // mfence
             (&[0x0f, 0xae, 0xe8], None),                          // lfence

@@ -1,3 +1,5 @@
+// SPDX-License-Identifier: GPL-2.0
+
 // The cases of the payload. The number in the comment is the entry in bare.rs.
 {
     // 0: a store alone
