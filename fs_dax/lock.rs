@@ -321,6 +321,10 @@ impl Drop for LockedEntry<'_> {
         );
         xa.replace(self.entry.to_xa());
         if self.undo_dirty {
+            if !self.entry.is_real() {
+                // What a device wrote to is not the file's any more.
+                xa.clear_mark(Mark::ToWrite);
+            }
             unmark_dirty(&mut xa);
         }
         drop(xa);

@@ -70,12 +70,14 @@ fn mark_dirty(mapping: &AddressSpace, index: usize, entry: Entry) -> bool {
     if tagged {
         xa.set_mark(Mark::Dirty);
     }
-    if found.is_locked() {
+    let locked = found.is_locked();
+    if locked {
         // Who has it locked may have flushed it already: he must not clear the mark.
         xa.set_mark(Mark::ToWrite);
     }
     drop(xa);
-    if tagged {
+    // A mark that is there already may be the provisional one of a fault.
+    if tagged || locked {
         mapping.host().mark_dirty_pages();
     }
     tagged

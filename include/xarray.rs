@@ -486,6 +486,8 @@ impl XaLocked<'_, '_> {
 impl Drop for XaLocked<'_, '_> {
     #[inline]
     fn drop(&mut self) {
+        // Whoever locks next must not walk on from a node that may be gone then.
+        self.reset_node();
         self.unlock_raw();
     }
 }
