@@ -85,7 +85,12 @@ install)
 	[ -n "${DESTDIR:-}" ] || [ -d "$to" ] || die "kernel $name is not installed on this machine: KERNEL=$(uname -r), or DESTDIR= for another place"
 	kbuild modules
 	install -D -m 644 "build/$name/rust_pmem.ko" "$to/updates/rust_pmem.ko"
-	depmod ${DESTDIR:+-b "$DESTDIR"} "$name"
+	PATH=$PATH:/usr/sbin:/sbin
+	if command -v depmod >/dev/null; then
+		depmod ${DESTDIR:+-b "$DESTDIR"} "$name"
+	else
+		echo "there is no depmod here: run 'depmod $name' where the module will be used" >&2
+	fi
 	echo "$to/updates/rust_pmem.ko"
 	;;
 fmt|fmtcheck)
