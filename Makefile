@@ -26,7 +26,8 @@ help:
 	@echo '  make bench            against the C code, by instruction counts (T=name ON=c PARAMS="fs_dax=0")'
 	@echo '                        PROFILE=name: one case, instructions by function (SIDE=rust or c)'
 	@echo '  make bench-flush      the flush loops on this machine, against libpmem'
-	@echo '  make xfstests XFSTESTS_DIR=<built tree> (SECTION= TESTS= ON=c)'
+	@echo '  make xfstests XFSTESTS_DIR=<built tree> (SECTION= TESTS= ON=c; xfstests-config/README.md)'
+	@echo '                        MINUTES=9 RESUME=1: in shards; ACCEPT=1: keep the results as expected'
 	@echo '  make shell            a shell in the guest with the module loaded'
 	@echo
 	@echo '  make modules          build build/KERNEL/rust_pmem.ko'
@@ -58,10 +59,11 @@ crash:
 	@$(RUNNER) crash --on "$(ON)" $(if $(N),--points $(N)) $(if $(SEED),--seed $(SEED)) \
 		$(foreach w,$(T),--workload $(w)) $(CRASH)
 
-# Words of its own instead of a build that ends in an error.
+# Without a tree one line, which is make's own message of an error, instead of a build that ends
+# in one.
 xfstests:
-	@[ -n "$(XFSTESTS_DIR)" ] || { echo 'make xfstests runs the xfstests suite (git://git.kernel.org/pub/scm/fs/xfs/xfstests-dev.git): XFSTESTS_DIR=<a built tree>; its README says how to build it, xfstests-config/README.md in which root'; exit 2; }
-	@[ -x "$(XFSTESTS_DIR)/check" ] || { echo 'make xfstests: there is no xfstests tree in $(XFSTESTS_DIR)'; exit 2; }
+	$(if $(XFSTESTS_DIR),,$(error make xfstests runs the xfstests suite (git://git.kernel.org/pub/scm/fs/xfs/xfstests-dev.git): XFSTESTS_DIR=<a built tree>; its README says how to build it, xfstests-config/README.md in which root))
+	$(if $(wildcard $(XFSTESTS_DIR)/check),,$(error make xfstests: there is no xfstests tree in $(XFSTESTS_DIR)))
 	@XFSTESTS_DIR="$$(realpath "$(XFSTESTS_DIR)")" $(RUNNER) xfstests $(if $(ON),--on $(ON)) \
 		--section '$(SECTION)' $(if $(TESTS),--tests '$(TESTS)') $(if $(MINUTES),--minutes $(MINUTES)) \
 		$(if $(RESUME),--resume) $(if $(ACCEPT),--accept)
