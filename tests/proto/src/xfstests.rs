@@ -16,15 +16,18 @@ pub enum Verdict {
     Timeout,
     /// The guest died of it.
     Died,
+    /// Not tried: our list of such tests has it.
+    Excluded,
 }
 
 impl Verdict {
-    pub const ALL: [Verdict; 5] = [
+    pub const ALL: [Verdict; 6] = [
         Verdict::Pass,
         Verdict::Fail,
         Verdict::Notrun,
         Verdict::Timeout,
         Verdict::Died,
+        Verdict::Excluded,
     ];
 
     pub fn word(self) -> &'static str {
@@ -34,6 +37,7 @@ impl Verdict {
             Verdict::Notrun => "notrun",
             Verdict::Timeout => "timeout",
             Verdict::Died => "died",
+            Verdict::Excluded => "excluded",
         }
     }
 
@@ -41,9 +45,9 @@ impl Verdict {
         Self::ALL.into_iter().find(|v| v.word() == word)
     }
 
-    /// Neither passed nor not run.
+    /// It was run and did not pass.
     pub fn is_bad(self) -> bool {
-        !matches!(self, Verdict::Pass | Verdict::Notrun)
+        matches!(self, Verdict::Fail | Verdict::Timeout | Verdict::Died)
     }
 }
 

@@ -39,13 +39,13 @@ pub struct Xfstests {
     /// Leave out tests that have a result already
     #[arg(long)]
     resume: bool,
-    /// Stop after this many minutes, between two tests; --resume goes on
+    /// Stop after this many minutes; --resume goes on with the test that was under way
     #[arg(long)]
     minutes: Option<u64>,
     /// Longest time for one test, in seconds
     #[arg(long, default_value_t = 900)]
     test_limit: u64,
-    /// Keep the results as the expected ones
+    /// Keep the results that the table shows as the expected ones
     #[arg(long)]
     accept: bool,
 }
@@ -104,12 +104,11 @@ impl Tree {
         Ok(Tree(tests))
     }
 
-    /// The tests that a word of TESTS means.
+    /// The tests that a word of TESTS means. A list has such words too, and so other lists;
+    /// it names tests of every file system.
     fn select(&self, word: &str) -> Vec<&str> {
         if let Ok(text) = fs::read_to_string(Path::new(CONFIG).join("lists").join(word)) {
-            // A list names tests of every file system.
-            let known = |name: &str| self.0.iter().map(|t| t.0.as_str()).find(|n| *n == name);
-            return list(&text).filter_map(known).collect();
+            return list(&text).flat_map(|w| self.select(w)).collect();
         }
         let matches = |name: &str, groups: &BTreeSet<String>| {
             let Some((kind, rest)) = word.split_once('/') else {
@@ -125,6 +124,15 @@ impl Tree {
         };
         let found = self.0.iter().filter(|(name, groups)| matches(name, groups));
         found.map(|(name, _)| name.as_str()).collect()
+    }
+
+    /// The tests that all of TESTS means, each once, in order, but those of `slow` last.
+    fn choose(&self, tests: &str, slow: &BTreeSet<&str>) -> Vec<&str> {
+        let mut seen = BTreeSet::new();
+        let mut chosen: Vec<_> = words(tests).flat_map(|word| self.select(word)).collect();
+        chosen.retain(|test| seen.insert(*test));
+        chosen.sort_by_key(|test| slow.contains(test));
+        chosen
     }
 }
 
@@ -186,6 +194,10 @@ fn machine() -> Machine {
 }
 
 pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<bool> {
+    let shard = args.minutes.map(|m| Shard {
+        end: Instant::now() + Duration::from_secs(60 * m),
+        tests: 0,
+    });
     let dir = &args.dir;
     ensure!(
         dir.join("check").is_file() && dir.join("ltp/fsstress").is_file(),
@@ -194,6 +206,8 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     );
     let config = fs::read_to_string(Path::new(CONFIG).join("config"))?;
     let exclude = fs::read_to_string(Path::new(CONFIG).join("exclude"))?;
+    let slow = fs::read_to_string(Path::new(CONFIG).join("slow"))?;
+    let slow = list(&slow).collect();
     let known = sections(&config);
     let mut chosen: Vec<_> = words(&args.section).collect();
     if chosen.is_empty() {
@@ -210,23 +224,21 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
         let tree = Tree::read(dir, fs)?;
         let excluded = excluded(&exclude, section);
         let mut tests: Vec<String> = Vec::new();
-        for test in words(&args.tests).flat_map(|word| tree.select(word)) {
+        for test in tree.choose(&args.tests, &slow) {
             let key = Key::new(section, test, on, &kernel);
-            let done = args.resume && results.has(&key);
-            if !done && !excluded.contains_key(test) && !tests.iter().any(|t| t == test) {
+            if let Some(reason) = excluded.get(test) {
+                results.exclude(key, reason)?;
+                continue;
+            }
+            if !(args.resume && results.has(&key)) {
                 tests.push(test.into());
             }
+            results.choose(key);
         }
-        if !tests.is_empty() {
-            work.push((section.to_string(), tests));
-        }
+        work.push((section.to_string(), tests));
     }
+    ensure!(results.chosen() > 0, "TESTS '{}' means no test", args.tests);
     let total: usize = work.iter().map(|(_, tests)| tests.len()).sum();
-    ensure!(
-        total > 0 || args.resume,
-        "TESTS '{}' means no test",
-        args.tests
-    );
     results.expect(total);
     let whose = match on {
         On::Rust => "rust_pmem",
@@ -243,9 +255,7 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
         verbose,
         layer: layer(env, dir)?,
         config,
-        end: args
-            .minutes
-            .map(|m| Instant::now() + Duration::from_secs(60 * m)),
+        shard,
         guests: 0,
     };
     for (section, tests) in work {
@@ -260,6 +270,28 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     results.finish()
 }
 
+/// A run that stops after some minutes.
+struct Shard {
+    end: Instant,
+    /// That were started.
+    tests: usize,
+}
+
+impl Shard {
+    /// Every test that is started has this long at least: the first ones would not end else.
+    const LEAST: Duration = Duration::from_secs(60);
+
+    fn is_over(&self) -> bool {
+        Instant::now() >= self.end
+    }
+
+    /// How long a test that started at `started` may still take.
+    fn left(&self, started: Instant) -> Duration {
+        let end = self.end.max(started + Self::LEAST);
+        end.saturating_duration_since(Instant::now())
+    }
+}
+
 struct Run<'a> {
     env: &'a Environment,
     args: &'a Xfstests,
@@ -267,7 +299,7 @@ struct Run<'a> {
     verbose: bool,
     layer: PathBuf,
     config: String,
-    end: Option<Instant>,
+    shard: Option<Shard>,
     guests: usize,
 }
 
@@ -281,6 +313,9 @@ impl Run<'_> {
     ) -> Result<bool> {
         let mut fruitless = 0;
         while !tests.is_empty() {
+            if self.shard.as_ref().is_some_and(Shard::is_over) {
+                return Ok(false);
+            }
             let before = tests.len();
             if !self.guest(section, &mut tests, results)? {
                 return Ok(false);
@@ -335,13 +370,19 @@ impl Run<'_> {
         let mut started: Option<(String, Instant)> = None;
         // The guest itself reports a test that is too slow; more silence than that is a death.
         let patience = Duration::from_secs(self.args.test_limit + 120);
+        let booted = Instant::now();
         loop {
-            match vm.next_event(patience) {
+            let since = started.as_ref().map_or(booted, |(_, since)| *since);
+            let left = self.shard.as_ref().map_or(patience, |s| s.left(since));
+            match vm.next_event(patience.min(left)) {
                 Ok(Event::Data(value)) => match serde_json::from_value(value)? {
                     Progress::Started { test } => {
-                        if self.end.is_some_and(|end| Instant::now() > end) {
-                            vm.kill();
-                            return Ok(false);
+                        if let Some(shard) = &mut self.shard {
+                            if shard.is_over() {
+                                vm.kill();
+                                return Ok(false);
+                            }
+                            shard.tests += 1;
                         }
                         results.now(format!("{section}: {test}"));
                         started = Some((test, Instant::now()));
@@ -375,23 +416,35 @@ impl Run<'_> {
                 }
                 Ok(_) => {}
                 Err(death) => {
-                    let text = fs::read(&console).unwrap_or_default();
+                    let cut = self.shard.as_ref().is_some_and(|s| s.left(since).is_zero());
+                    let whole_shard = self.shard.as_ref().is_some_and(|s| s.tests == 1);
+                    let log = fs::read(&console).unwrap_or_default();
                     match started {
+                        // The next shard has more time for it, unless this one was all its own.
+                        Some((test, _)) if cut && !whole_shard => {
+                            results.say(format!("{section}: {test} is left for the next run"));
+                        }
                         Some((test, since)) => {
                             tests.retain(|t| *t != test);
-                            let row = Row {
-                                verdict: Verdict::Died,
-                                seconds: since.elapsed().as_secs_f64(),
-                                reason: death.to_string(),
+                            let (verdict, reason) = if cut {
+                                (Verdict::Timeout, "no end in a run of its own".into())
+                            } else {
+                                (Verdict::Died, death.to_string())
                             };
-                            let log = String::from_utf8_lossy(&text);
+                            let row = Row {
+                                verdict,
+                                seconds: since.elapsed().as_secs_f64(),
+                                reason,
+                            };
+                            let log = String::from_utf8_lossy(&log);
                             results.add(self.key(section, &test), row, &log)?;
                         }
+                        None if cut => {}
                         None => {
                             results.say(format!("{section}: {death} (log: {})", console.display()))
                         }
                     }
-                    return Ok(true);
+                    return Ok(!cut);
                 }
             }
         }
@@ -419,6 +472,11 @@ mod tests {
         assert_eq!(tree.select("generic/08*"), ["generic/080", "generic/081"]);
         assert_eq!(tree.select("ext4/001"), ["ext4/001"]);
         assert!(tree.select("generic/999").is_empty());
+        let slow = ["generic/080"].into();
+        assert_eq!(
+            tree.choose("mmap generic/08*", &slow),
+            ["ext4/001", "generic/081", "generic/080"]
+        );
     }
 
     #[test]

@@ -117,11 +117,65 @@ impl Table {
     }
 
     /// A result with this kernel, else with any.
-    fn nearest(&self, key: &Key) -> Option<&Row> {
-        self.0.get(key).or_else(|| {
+    fn nearest(&self, key: &Key) -> Option<(&Key, &Row)> {
+        self.0.get_key_value(key).or_else(|| {
             let same = |k: &Key| k.on == key.on && k.section == key.section && k.test == key.test;
-            self.0.iter().find(|(k, _)| same(k)).map(|(_, row)| row)
+            self.0.iter().find(|(k, _)| same(k))
         })
+    }
+}
+
+/// A result that is shown or compared with, and where it is from.
+#[derive(Clone, Copy)]
+struct Known<'a> {
+    row: &'a Row,
+    /// expected.tsv, not build/results/xfstests.tsv.
+    expected: bool,
+    other_kernel: bool,
+}
+
+impl Known<'_> {
+    fn is(&self, verdict: Verdict) -> bool {
+        self.row.verdict == verdict
+    }
+}
+
+/// What a section comes to on one side.
+#[derive(Default)]
+struct Sums {
+    passed: usize,
+    failed: usize,
+    notrun: usize,
+    excluded: usize,
+    /// Of these, from expected.tsv.
+    expected: usize,
+    /// Of these, with another kernel.
+    other_kernel: usize,
+}
+
+impl Sums {
+    fn add(&mut self, known: Known) {
+        match known.row.verdict {
+            Verdict::Pass => self.passed += 1,
+            Verdict::Fail | Verdict::Timeout | Verdict::Died => self.failed += 1,
+            Verdict::Notrun => self.notrun += 1,
+            Verdict::Excluded => self.excluded += 1,
+        }
+        self.expected += usize::from(known.expected);
+        self.other_kernel += usize::from(known.other_kernel);
+    }
+
+    fn from(&self) -> String {
+        let mut from = Vec::new();
+        for (n, what) in [
+            (self.expected, "from expected.tsv"),
+            (self.other_kernel, "with another kernel"),
+        ] {
+            if n > 0 {
+                from.push(format!("{n} {what}"));
+            }
+        }
+        from.join(", ")
     }
 }
 
@@ -135,8 +189,9 @@ pub struct Results {
     file: File,
     logs: PathBuf,
     bar: ProgressBar,
-    /// Of this run, in order.
-    fresh: Vec<Key>,
+    /// The sections and tests that the run is about, in order; those that it leaves out because
+    /// they have a result already, or because they are excluded, as well.
+    chosen: Vec<Key>,
 }
 
 impl Results {
@@ -160,12 +215,35 @@ impl Results {
             expected_path: expected.into(),
             logs,
             bar,
-            fresh: Vec::new(),
+            chosen: Vec::new(),
         })
     }
 
     pub fn has(&self, key: &Key) -> bool {
-        self.table.0.contains_key(key)
+        let row = self.table.0.get(key);
+        row.is_some_and(|row| row.verdict != Verdict::Excluded)
+    }
+
+    /// The table is to have this test.
+    pub fn choose(&mut self, key: Key) {
+        self.chosen.push(key);
+    }
+
+    /// The table is to have this test, as one that is not tried.
+    pub fn exclude(&mut self, key: Key, reason: &str) -> Result<()> {
+        let row = Row {
+            verdict: Verdict::Excluded,
+            seconds: 0.0,
+            reason: reason.into(),
+        };
+        writeln!(self.file, "{}", Table::line(&key, &row))?;
+        self.table.0.insert(key.clone(), row);
+        self.choose(key);
+        Ok(())
+    }
+
+    pub fn chosen(&self) -> usize {
+        self.chosen.len()
     }
 
     /// The number of results to come.
@@ -203,79 +281,121 @@ impl Results {
             line += &format!("\n        log: {}", path.display());
         }
         self.say(line);
-        self.table.0.insert(key.clone(), row);
-        self.fresh.push(key);
+        self.table.0.insert(key, row);
         self.bar.inc(1);
         Ok(())
     }
 
-    /// Makes this run's results the expected ones.
+    /// Makes the results of the chosen tests the expected ones, on both sides.
     pub fn accept(&mut self) -> Result<()> {
-        for key in &self.fresh {
-            self.expected
-                .0
-                .insert(key.clone(), self.table.0[key].clone());
+        for key in &self.chosen {
+            for key in [key.on("c"), key.on("rust")] {
+                if let Some(row) = self.table.0.get(&key) {
+                    self.expected.0.insert(key, row.clone());
+                }
+            }
         }
         self.expected.write(&self.expected_path)
     }
 
-    fn on_c(&self, key: &Key) -> Option<&Row> {
-        let key = key.on("c");
-        self.table
-            .nearest(&key)
-            .or_else(|| self.expected.nearest(&key))
+    /// The result of a test: the latest one, else the expected one, rather with this kernel.
+    fn known(&self, key: &Key) -> Option<Known<'_>> {
+        let both = [(&self.table, false), (&self.expected, true)];
+        let known = both.into_iter().filter_map(|(table, expected)| {
+            let (found, row) = table.nearest(key)?;
+            Some(Known {
+                row,
+                expected,
+                other_kernel: found.kernel != key.kernel,
+            })
+        });
+        known.min_by_key(|known| known.other_kernel)
     }
 
-    /// A result that must not be: bad, and not known to be bad on C as well.
+    /// A result of ours that must not be: anything but a pass where C passes, or bad where
+    /// C's is not known to be bad as well. C itself is compared with what is expected of it.
     fn unexpected(&self, key: &Key) -> bool {
-        let known_bad = match key.on {
-            "c" => self
-                .expected
-                .nearest(key)
-                .is_some_and(|r| r.verdict.is_bad()),
-            _ => self.on_c(key).is_some_and(|r| r.verdict.is_bad()),
+        let Some(row) = self.table.0.get(key) else {
+            return false;
         };
-        self.table.0[key].verdict.is_bad() && !known_bad
+        let reference = match key.on {
+            "c" => self.expected.nearest(key).map(|(_, row)| row.verdict),
+            _ => self.known(&key.on("c")).map(|known| known.row.verdict),
+        };
+        match row.verdict {
+            Verdict::Pass | Verdict::Excluded => false,
+            Verdict::Notrun => reference == Some(Verdict::Pass),
+            _ => !reference.is_some_and(Verdict::is_bad),
+        }
     }
 
-    /// Prints the table of this run, C beside ours, and the sums. True: nothing unexpected.
+    /// Prints the table of the chosen tests, C beside ours, and the sums. True: nothing
+    /// unexpected.
     pub fn finish(self) -> Result<bool> {
         self.bar.finish_and_clear();
         self.table.write(&self.path)?;
-        let cell = |row: Option<&Row>| match row {
-            Some(row) => format!("{:8}{:5.0} s", row.verdict.word(), row.seconds),
-            None => format!("{:15}", "-"),
+        let cell = |known: Option<Known>| match known {
+            Some(Known { row, expected, .. }) => {
+                let mark = if expected { '*' } else { ' ' };
+                match row.verdict {
+                    Verdict::Excluded => format!("{:16}{mark}", row.verdict.word()),
+                    _ => format!("{:8} {:5.0} s{mark}", row.verdict.word(), row.seconds),
+                }
+            }
+            None => format!("{:17}", "-"),
         };
-        println!("{:12} {:12} {:15}  {:15}", "section", "test", "C", "ours");
-        let mut sums: BTreeMap<(&str, &str), BTreeMap<&str, usize>> = BTreeMap::new();
+        println!("{:12} {:12} {:17} {:17}", "section", "test", "C", "ours");
+        let mut sums: BTreeMap<(&str, &str), Sums> = BTreeMap::new();
         let mut unexpected = Vec::new();
         let mut better = Vec::new();
-        for key in &self.fresh {
-            let row = &self.table.0[key];
-            let ours = key.on("rust");
-            let ours = self
-                .table
-                .nearest(&ours)
-                .or_else(|| self.expected.nearest(&ours));
-            let c = self.on_c(key);
-            let (left, right) = (cell(c), cell(ours));
-            println!(
-                "{:12} {:12} {left}  {right}  {}",
-                key.section, key.test, row.reason
-            );
-            let sum = sums.entry((&key.section, key.on)).or_default();
-            *sum.entry(row.verdict.word()).or_default() += 1;
-            if self.unexpected(key) {
-                unexpected.push(key);
+        let mut untried = 0;
+        for key in &self.chosen {
+            let sides = [key.on("c"), key.on("rust")];
+            let [c, ours] = [0, 1].map(|i| self.known(&sides[i]));
+            for (on, known) in [("C", c), ("ours", ours)] {
+                if let Some(known) = known {
+                    sums.entry((&key.section, on)).or_default().add(known);
+                }
             }
-            let c_bad = c.is_some_and(|c| c.verdict.is_bad());
-            if key.on == "rust" && row.verdict == Verdict::Pass && c_bad {
-                better.push(key);
+            let mut reasons = [ours, c].into_iter().flatten().map(|k| &k.row.reason);
+            let reason = reasons.find(|r| !r.is_empty());
+            if c.is_none() && ours.is_none() {
+                untried += 1;
+            } else {
+                println!(
+                    "{:12} {:12} {} {} {}",
+                    key.section,
+                    key.test,
+                    cell(c),
+                    cell(ours),
+                    reason.map_or("", |r| r)
+                );
             }
+            if c.is_some_and(|c| c.row.verdict.is_bad())
+                && ours.is_some_and(|o| o.is(Verdict::Pass))
+            {
+                better.push(sides[0].clone());
+            }
+            unexpected.extend(sides.into_iter().filter(|key| self.unexpected(key)));
         }
+        println!(
+            "* from expected.tsv; the rest is from {}",
+            self.path.display()
+        );
+        println!(
+            "{:12} {:5} {:>6} {:>7} {:>7} {:>8} {:>9}",
+            "section", "on", "run", "passed", "failed", "not run", "excluded"
+        );
         for ((section, on), sum) in &sums {
-            let words: Vec<_> = sum.iter().map(|(word, n)| format!("{n} {word}")).collect();
-            println!("{section} on {on}: {}", words.join(", "));
+            println!(
+                "{section:12} {on:5} {:6} {:7} {:7} {:8} {:9}  {}",
+                sum.passed + sum.failed,
+                sum.passed,
+                sum.failed,
+                sum.notrun,
+                sum.excluded,
+                sum.from()
+            );
         }
         for (what, keys) in [
             ("bad on C, passed on ours", &better),
@@ -285,14 +405,18 @@ impl Results {
                 println!("{what}:");
             }
             for key in keys {
-                let reason = &self.table.0[*key].reason;
-                println!("  {} [{} {}] {reason}", key.test, key.section, key.on);
+                let known = self.known(key);
+                let (verdict, reason) =
+                    known.map_or(("", ""), |k| (k.row.verdict.word(), &k.row.reason));
+                println!(
+                    "  {} [{} {}] {verdict}: {reason}",
+                    key.test, key.section, key.on
+                );
             }
         }
-        println!("results: {}", self.path.display());
         println!(
-            "{} tests, {} unexpected results",
-            self.fresh.len(),
+            "{} tests, {untried} not tried yet, {} unexpected results",
+            self.chosen.len(),
             unexpected.len()
         );
         Ok(unexpected.is_empty())
@@ -317,32 +441,54 @@ mod tests {
     }
 
     #[test]
-    fn only_what_c_passes_is_unexpected() {
+    fn worse_than_c_is_unexpected() {
         let dir = tempfile::tempdir().unwrap();
         let expected = dir.path().join("expected.tsv");
         fs::write(
             &expected,
-            "s\tgeneric/001\tc\t7.2\tpass\t1\t\ns\tgeneric/002\tc\t7.2\tfail\t1\twhy\n",
+            "s\tgeneric/001\tc\t7.2\tpass\t1\t\n\
+             s\tgeneric/002\tc\t7.2\tfail\t1\twhy\n\
+             s\tgeneric/004\tc\t7.3\tnotrun\t1\twhy\n",
         )
         .unwrap();
         let mut results = Results::open(dir.path(), &expected).unwrap();
-        for (test, want) in [
-            ("generic/001", true),
-            ("generic/002", false),
-            ("generic/003", true),
+        for (test, verdict, want) in [
+            ("generic/001", "fail", true),
+            ("generic/001", "notrun", true),
+            ("generic/001", "pass", false),
+            ("generic/002", "fail", false),
+            ("generic/003", "fail", true),
+            ("generic/004", "notrun", false),
+            ("generic/004", "died", true),
         ] {
-            let (key, r) = row(&format!("s\t{test}\trust\t7.3\tfail\t1\tx"));
+            let (key, r) = row(&format!("s\t{test}\trust\t7.3\t{verdict}\t1\tx"));
             results.add(key.clone(), r, "").unwrap();
-            assert_eq!(results.unexpected(&key), want, "{test}");
+            assert_eq!(results.unexpected(&key), want, "{test} {verdict}");
         }
-        assert!(results.has(&Key::new("s", "generic/001", On::Rust, "7.3")));
+        let key = Key::new("s", "generic/001", On::Rust, "7.3");
+        assert!(results.has(&key));
         // What came is in the file already.
-        assert_eq!(
-            Table::read(&dir.path().join("xfstests.tsv"))
-                .unwrap()
-                .0
-                .len(),
-            3
-        );
+        let file = Table::read(&dir.path().join("xfstests.tsv")).unwrap();
+        assert_eq!(file.0.len(), 4);
+        // An excluded test has a row, but may be tried once it is excluded no more.
+        let key = Key::new("s", "generic/005", On::Rust, "7.3");
+        results.exclude(key.clone(), "why").unwrap();
+        assert!(!results.has(&key) && !results.unexpected(&key));
+        assert!(results.known(&key).unwrap().is(Verdict::Excluded));
+    }
+
+    #[test]
+    fn what_is_known_is_rather_of_this_kernel_than_of_this_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let expected = dir.path().join("expected.tsv");
+        fs::write(&expected, "s\tgeneric/001\tc\t7.3\tpass\t1\t\n").unwrap();
+        let mut results = Results::open(dir.path(), &expected).unwrap();
+        let (key, r) = row("s\tgeneric/001\tc\t7.2\tfail\t1\tx");
+        results.add(key.clone(), r, "").unwrap();
+        assert!(!results.known(&key).unwrap().expected);
+        for (kernel, verdict) in [("7.3", Verdict::Pass), ("7.4", Verdict::Fail)] {
+            let key = Key::new("s", "generic/001", On::C, kernel);
+            assert!(results.known(&key).unwrap().is(verdict), "{kernel}");
+        }
     }
 }
