@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{bail, Context, Result};
 use proto::{Event, Machine, On, Outcome, Request};
-use runner::{Boot, Environment, Vm};
+use runner::{Accel, Boot, Environment, Vm};
 use serde::Deserialize;
 
 /// What one boot may take on the host.
@@ -100,10 +100,18 @@ pub fn run(env: &Environment, o: &Options<'_>) -> Result<bool> {
     println!("{}", provenance(env, o));
     println!("guest instructions per unit (QEMU -icount shift=0), medians");
     println!("{}", HEAD);
-    for smp in [1, 4] {
-        if smp == 1 || o.name.is_empty() || "threads".contains(o.name) || o.name.contains("thread")
-        {
-            boot(env, o, smp, &mut |row| {
+    let threads = o.name.is_empty() || "threads".contains(o.name) || o.name.contains("thread");
+    // Time too, where it is the processor's own: cycles of the time stamp counter under KVM.
+    for timed in [false, true] {
+        for smp in [1, 4] {
+            if timed && env.accel != Accel::Kvm || smp > 1 && !threads {
+                continue;
+            }
+            boot(env, o, smp, timed, &mut |mut row| {
+                if timed {
+                    row.unit += ", cycles";
+                    (row.plot, row.target) = (None, None);
+                }
                 println!("{}", line(&row));
                 rows.push(row);
             })?;
@@ -146,11 +154,17 @@ pub fn run(env: &Environment, o: &Options<'_>) -> Result<bool> {
     Ok(true)
 }
 
-fn boot(env: &Environment, o: &Options<'_>, smp: u32, on_row: &mut dyn FnMut(Row)) -> Result<()> {
+fn boot(
+    env: &Environment,
+    o: &Options<'_>,
+    smp: u32,
+    timed: bool,
+    on_row: &mut dyn FnMut(Row),
+) -> Result<()> {
     let sides = if o.on == On::C { "c" } else { "both" };
     let mut boot = Boot::new(env, env.default_kernel(), machine(smp));
     boot.log = env.log(&format!("bench-{smp}"));
-    boot.icount = Some(0);
+    boot.icount = (!timed).then_some(0);
     job(env, boot, o, sides, on_row)
 }
 
