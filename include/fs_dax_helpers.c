@@ -193,13 +193,16 @@ void rpmem_folio_make_compound(struct folio *folio, unsigned int order)
 #ifdef NR_PAGES_IN_LARGE_FOLIO
 		folio->_nr_pages = 1U << order;
 #endif
-		/* The link to the head is the same for all tails. */
-		set_compound_head(head + 1, head, order);
+		/*
+		 * The first tails are prepared already, and their other words hold the
+		 * head's counters: only their link may depend on the order. It is the same
+		 * for all.
+		 */
+		for (i = 1; i < 1UL << small; i++)
+			set_compound_head(head + i, head, order);
 		link = head[1].compound_info;
-		for (i = 1; i < 4; i++)
-			prep_tail(head + i, link);
 		/* The compiler does not unroll it. */
-		for (i = 4; i < 1UL << order; i += 4) {
+		for (; i < 1UL << order; i += 4) {
 			prep_tail(head + i, link);
 			prep_tail(head + i + 1, link);
 			prep_tail(head + i + 2, link);

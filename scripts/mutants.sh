@@ -10,13 +10,13 @@
 # must pass on the source as it is. Exit status 0 if every mutant was caught. Nothing in
 # the tree itself is changed.
 #
-# Expects what `make test` builds (runner, guest, plugin); RUNNER= names another runner.
+# Expects what `make test` builds (runner, guest, plugin).
 
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 env=scripts/env.sh
-runner=${RUNNER:-build/target/release/runner}
+runner=build/target/release/runner
 kernel=$($env resolve "${KERNEL:-default}")
 dir=$($env kernel "$kernel")
 scratch=build/mutants/tree

@@ -30,6 +30,9 @@ pub fn suite(s: &mut Suite) {
     });
     s.test("zero_pmd_to_ptes", |ctx| on_both(ctx, zero_pmd_to_ptes));
     s.test("pte_store_in_pmd", |ctx| on_both(ctx, pte_store_in_pmd));
+    s.test("mappings_are_counted", |ctx| {
+        on_both_sizes(ctx, mappings_are_counted)
+    });
     s.test("fallback", |ctx| on_both(ctx, fallback));
     s.test("unwritten", |ctx| on_both_sizes(ctx, unwritten));
     s.test("private", |ctx| on_both_sizes(ctx, private));
@@ -244,6 +247,27 @@ fn pte_store_in_pmd(dax: Dax) -> Result<()> {
     model.expect("in the end", &file, Some(&huge))?;
     model.expect("in the end", &file, Some(&small))?;
     drop((huge, small, file));
+    dax.check()
+}
+
+/// The core knows how often a page is mapped: the counters of a fresh folio, small or large, are
+/// right.
+fn mappings_are_counted(dax: Dax, huge: bool) -> Result<()> {
+    let file = dax.file("f", huge)?;
+    let len = file.metadata()?.len();
+    let first = Mapping::shared(&file, 0, len)?;
+    first.touch(0, 1);
+    first.expect_huge(0, huge)?;
+    ensure!(first.is_exclusive(0)?, "one mapping is not the only one");
+    let second = Mapping::shared(&file, 0, len)?;
+    second.touch(0, 2);
+    ensure!(
+        !first.is_exclusive(0)? && !second.is_exclusive(0)?,
+        "one of two mappings is the only one"
+    );
+    drop(second);
+    ensure!(first.is_exclusive(0)?, "a mapping that has gone counts");
+    drop((first, file));
     dax.check()
 }
 
