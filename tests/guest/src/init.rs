@@ -7,6 +7,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -111,6 +112,18 @@ fn prepare() -> Result<()> {
     // Only a line with a test's name on the console tells which one was running when it died;
     // user space may write more than the rate limit allows.
     let _ = fs::write("/proc/sys/kernel/printk_devkmsg", "on");
+    // khugepaged holds the file of a mapping (without DAX) that it looks at, at nice 19 on a busy
+    // CPU: whoever unmounts after the mapping has gone finds the mount busy. It is left the
+    // anonymous memory.
+    for (file, value) in [
+        ("hugepages-2048kB/enabled", "always"),
+        ("enabled", "madvise"),
+    ] {
+        let path = Path::new("/sys/kernel/mm/transparent_hugepage").join(file);
+        if path.exists() {
+            fs::write(&path, value).with_context(|| path.display().to_string())?;
+        }
+    }
     Ok(())
 }
 

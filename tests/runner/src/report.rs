@@ -109,7 +109,9 @@ impl Report {
         match record.outcome {
             Outcome::Passed => state.passed += 1,
             Outcome::Skipped(_) => state.skipped += 1,
-            Outcome::Failed(_) => state.failed.push(format!("{name} [{}]", record.kernel)),
+            Outcome::Failed(why) => state
+                .failed
+                .push(format!("{name} [{}]: {why}", record.kernel)),
         }
         self.bar.inc(1);
         Ok(())
@@ -121,8 +123,8 @@ impl Report {
         let state = self.state.into_inner().unwrap();
         if !state.failed.is_empty() {
             println!("failed:");
-            for name in &state.failed {
-                println!("  {name}");
+            for failure in &state.failed {
+                println!("  {failure}");
             }
         }
         println!("in {:.0} s", self.started.elapsed().as_secs_f64());

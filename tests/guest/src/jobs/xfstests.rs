@@ -19,7 +19,6 @@ use crate::test::Ctx;
 
 const TREE: &str = "/xfstests";
 const CONFIG: &str = "/xfstests.config";
-const KHUGEPAGED: &str = "/sys/kernel/mm/transparent_hugepage/khugepaged/scan_sleep_millisecs";
 /// Below /run: a tmpfs, so that results take nothing of the devices under test.
 const RESULTS: &str = "/run/xfstests";
 
@@ -30,9 +29,6 @@ pub fn run(ctx: &Ctx, section: &str, limit_s: u64, tests: &[&str]) -> Result<()>
     ensure!(driver.disks().len() >= 2, "xfstests needs two disks");
     // A device for dm-log-writes, which must not be DAX-capable.
     sh("modprobe brd rd_nr=1 rd_size=1048576")?;
-    // It holds the file of a mapping that it looks at, at nice 19 on the only CPU: a test that
-    // unmounts after its program with a mapping (without DAX) has ended finds the mount busy.
-    fs::write(KHUGEPAGED, u32::MAX.to_string()).context(KHUGEPAGED)?;
     for dir in ["/mnt/test", "/mnt/scratch", RESULTS] {
         fs::create_dir_all(dir)?;
     }
