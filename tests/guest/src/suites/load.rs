@@ -153,20 +153,28 @@ fn fifty_times(ctx: &Ctx) -> Result<()> {
         driver.unload()?;
     }
     let before = before.expect("more rounds than warm-up");
-    let after = Inventory::take()?;
-    ensure!(
-        after.iomem == before.iomem,
-        "/proc/iomem differs:\n{}",
-        after.iomem
-    );
-    // Half an object a round: caches breathe, a leak grows every time.
-    let grown = after.grown(&before, (rounds - WARM_UP) as i64 / 2);
-    ensure!(
-        grown.is_empty(),
-        "after {} rounds more: {}",
-        rounds - WARM_UP,
-        grown.join(", ")
-    );
+    // Half an object a round: caches breathe, a leak grows every time. And it stays: what a grace
+    // period frees after a cache was shrunk counts as in use until the next look.
+    let mut looks = 0;
+    loop {
+        let after = Inventory::take()?;
+        ensure!(
+            after.iomem == before.iomem,
+            "/proc/iomem differs:\n{}",
+            after.iomem
+        );
+        let grown = after.grown(&before, (rounds - WARM_UP) as i64 / 2);
+        if grown.is_empty() {
+            break;
+        }
+        looks += 1;
+        ensure!(
+            looks < 5,
+            "after {} rounds more: {}",
+            rounds - WARM_UP,
+            grown.join(", ")
+        );
+    }
     Ok(())
 }
 
