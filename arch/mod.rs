@@ -106,10 +106,10 @@ pub(crate) fn write_back(mem: &Pmem<'_>) -> WrittenBack {
 }
 
 /// Fills `mem` with zeroes: whole cache lines past the cache, what is left of a line at either end in
-/// the cache, and starts to write that back.
+/// the cache, and starts to write that back, unless caches are persistent (no `write_cache`).
 ///
 /// Context: any.
-pub(crate) fn zero(mem: &Pmem<'_>) -> WrittenBack {
+pub(crate) fn zero(mem: &Pmem<'_>, write_cache: bool) -> WrittenBack {
     let head = (mem.addr().wrapping_neg() % lines::LINE).min(mem.len());
     let body = (mem.len() - head) / lines::LINE * lines::LINE;
     if body > 0 {
@@ -121,7 +121,9 @@ pub(crate) fn zero(mem: &Pmem<'_>) -> WrittenBack {
         if len > 0 {
             let part = mem.slice(at, len);
             part.fill_zero();
-            written = written.and(write_back(&part));
+            if write_cache {
+                written = written.and(write_back(&part));
+            }
         }
     }
     written

@@ -49,6 +49,7 @@ use crate::include::{
         Type, //
     },
     module_param,
+    trace,
     vm_fault::VmFault,
     xarray::{
         Mark,
@@ -96,6 +97,7 @@ pub(super) fn map_ahead(vmf: &mut VmFault<'_>, write: bool, before: usize, ops: 
         write || ready(mapping, first, nr, ops) == Some((pfn, nr))
     });
     Stats::of(mapping, |s| s.pages_ahead.add(nr as u64));
+    trace::ahead(mapping.host(), first, nr, write);
 }
 
 /// The page frame number of the file's page `first`, and how many of the `nr` pages from there on are

@@ -41,12 +41,10 @@ use super::{
         pmd_fits,
         PmdFault, //
     },
-    stats::Stats, //
+    stats::Stats,
+    writeback::write_back, //
 };
-use crate::arch::{
-    self,
-    Durable, //
-};
+use crate::arch::Durable;
 use crate::include::{
     dax_access::DaxReadLock,
     iomap::{
@@ -287,9 +285,7 @@ fn map_extent(
             return FaultResult::from_error(e);
         }
         // The blocks become the file's, with what was durable before, once the extent is ended.
-        if Stats::write_cache(locked.mapping()) {
-            let _: Durable = arch::write_back(&extent.mem).fence();
-        }
+        let _: Durable = write_back(locked.mapping(), &extent.mem).fence();
     }
     // A real PMD entry stays where a page is wanted: all of it will be dirty.
     if stale || !old.is_real() {
@@ -344,7 +340,7 @@ fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) -> bool {
 fn drop_stale(locked: &mut LockedEntry<'_>) {
     let mapping = locked.mapping();
     if let Some(pages) = owner::pages(mapping, locked.entry()) {
-        let _: Durable = arch::write_back(&pages.mem()).fence();
+        let _: Durable = write_back(mapping, &pages.mem()).fence();
     }
     owner::disassociate(mapping, locked.entry());
     locked.set(Entry::empty(locked.entry().order()));

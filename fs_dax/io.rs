@@ -30,7 +30,10 @@ use super::{
         edges, //
     },
     stats::Stats,
-    writeback, //
+    writeback::{
+        self,
+        write_back, //
+    }, //
 };
 use crate::{
     arch::{
@@ -266,7 +269,7 @@ fn rw_extent(
         if cow && offset > 0 {
             let head = extent.mem.slice(0, offset);
             match copy_source(&alive, iter.srcmap(), pos - offset as i64, &head) {
-                Ok(()) => written = written.and(arch::write_back(&head)),
+                Ok(()) => written = written.and(write_back(mapping, &head)),
                 Err(e) => return (Err(e), written),
             }
         }
@@ -281,7 +284,7 @@ fn rw_extent(
             let edge = edges(pos, done, PAGE_SIZE);
             let tail = extent.mem.slice(offset + done, edge.tail);
             match copy_source(&alive, iter.srcmap(), pos + done as i64, &tail) {
-                Ok(()) => written = written.and(arch::write_back(&tail)),
+                Ok(()) => written = written.and(write_back(mapping, &tail)),
                 Err(e) => return (Err(e), written),
             }
         }
@@ -301,7 +304,7 @@ fn rw_extent(
 /// See [`crate::include::fs_dax_ops::Operations::zero_range`].
 pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (Result, bool) {
     let mut iter = IomapIter::new(inode, pos, len as u64, flags::DAX | flags::ZERO);
-    let mut zeroed = false;
+    let mut zeroed = 0;
     let mut written = WrittenBack::nothing();
     let result = loop {
         match iter.next(ops) {
@@ -309,21 +312,20 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
         }
+        let from = iter.pos();
         match zero_extent(&mut iter) {
             Ok(None) => {}
             Ok(Some(stored)) => {
-                zeroed = true;
+                zeroed += iter.pos() - from;
                 written = before_end(&iter, written.and(stored));
             }
             Err(e) => iter.fail(e),
         }
     };
     let _: Durable = written.fence();
-    Stats::of(inode.mapping(), |s| {
-        s.count_zero((iter.pos() - pos) as usize)
-    });
+    Stats::of(inode.mapping(), |s| s.count_zero(zeroed as usize));
     trace::zero(inode, pos, len, &result);
-    (result, zeroed)
+    (result, zeroed > 0)
 }
 
 /// C's `dax_zero_iter()`: zeroes one extent; `None` if it reads as zeroes already.
@@ -368,7 +370,10 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
     if offset == 0 && left >= PAGE_SIZE {
         let nr = (left / PAGE_SIZE).min(ZERO_BATCH);
         return match dax.direct_access(alive, pgoff, nr, false) {
-            Ok(extent) => Ok((extent.mem.len(), arch::zero(&extent.mem))),
+            Ok(extent) => Ok((
+                extent.mem.len(),
+                arch::zero(&extent.mem, dax.write_cache()),
+            )),
             // The driver knows how to make bad memory good.
             Err(e) if e == errno::hwpoison() => {
                 dax.zero_page(alive, pgoff).map_err(mem_to_block)?;
@@ -382,17 +387,18 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
     let extent = dax
         .direct_access(alive, pgoff, 1, false)
         .map_err(mem_to_block)?;
-    let mut written = arch::zero(&extent.mem.slice(offset, len));
+    let mut written = arch::zero(&extent.mem.slice(offset, len), dax.write_cache());
     if iomap.is_shared() {
         let edge = edges(pos, len, PAGE_SIZE);
+        let mapping = iter.inode().mapping();
         let srcmap = iter.srcmap();
         let head = extent.mem.slice(0, edge.head);
         copy_source(alive, srcmap, pos - edge.head as i64, &head)?;
         let tail = extent.mem.slice(offset + len, edge.tail);
         copy_source(alive, srcmap, pos + len as i64, &tail)?;
         written = written
-            .and(arch::write_back(&head))
-            .and(arch::write_back(&tail));
+            .and(write_back(mapping, &head))
+            .and(write_back(mapping, &tail));
     }
     Ok((len, written))
 }
@@ -428,6 +434,7 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
         }
     };
     let _: Durable = written.fence();
+    trace::unshare(inode, pos, len as i64, &result);
     result
 }
 
@@ -443,7 +450,8 @@ fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
     let pos = iter.pos() - edge.head as i64;
     let first = pos as usize >> PAGE_SHIFT;
     let last = first + (edge.size >> PAGE_SHIFT) - 1;
-    invalidate_clean(iter.inode().mapping(), first, last)?;
+    let mapping = iter.inode().mapping();
+    invalidate_clean(mapping, first, last)?;
 
     let alive = DaxReadLock::new();
     let mut done = 0;
@@ -452,7 +460,7 @@ fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
         let nr = ((edge.size - done) >> PAGE_SHIFT).min(ZERO_BATCH);
         let dest = direct_access(&alive, iter.iomap(), at, nr).map_err(mem_to_block)?;
         copy_source(&alive, iter.srcmap(), at, &dest.mem)?;
-        written = written.and(arch::write_back(&dest.mem));
+        written = written.and(write_back(mapping, &dest.mem));
         done += dest.mem.len();
         task::cond_resched();
     }

@@ -202,6 +202,7 @@ pub(super) fn delete_mapping_entry(mapping: &AddressSpace, index: usize) -> bool
         return false;
     };
     delete(&mut xa, mapping, entry);
+    trace::delete(mapping.host(), index, index, 1);
     true
 }
 
@@ -234,5 +235,6 @@ pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize
         }
     }
     delete(&mut xa, mapping, entry);
+    trace::delete(mapping.host(), index, index, 1);
     true
 }

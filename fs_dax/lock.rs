@@ -293,7 +293,10 @@ impl<'m> LockedEntry<'m> {
     /// Makes it stand for something else, of the same order.
     #[inline]
     pub(super) fn set(&mut self, entry: Entry) {
-        debug_assert!(entry.order() == self.entry.order() && !entry.is_locked());
+        super::check(
+            entry.order() == self.entry.order() && !entry.is_locked(),
+            "an entry changed its order under its lock",
+        );
         self.entry = entry;
     }
 

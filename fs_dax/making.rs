@@ -43,6 +43,7 @@ fn slot(mapping: &AddressSpace) -> &'static Atomic<i32> {
 pub(super) struct Making(&'static Atomic<i32>);
 
 impl Making {
+    /// Begins. Any context.
     pub(super) fn blocks(mapping: &AddressSpace) -> Self {
         let slot = slot(mapping);
         // Seen by whoever sees what the file system does next.

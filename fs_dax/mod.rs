@@ -73,14 +73,14 @@ pub(crate) struct FsDax;
 /// Takes over DAX of file systems on our devices, until the returned value is dropped. Must be
 /// called before the first device appears.
 ///
-/// `EBUSY` if one of the functions is taken already (by a livepatch) or function tracing is switched
-/// off; `ENOENT` if this kernel does not have one of them. Nothing is half done then.
+/// `EBUSY`, with a line that says why, if one of the functions cannot be had: a livepatch has it,
+/// function tracing is switched off, or this kernel does not have it. Nothing is half done then.
 pub(crate) fn attach() -> Result<Attached<FsDax>> {
     lock::init();
     fs_dax_ops::attach().map_err(|e| match e {
         AttachError::NoFunction(name, e) => {
             pr_err!("fs_dax: this kernel's {name:?} cannot be redirected ({e:?}); load with fs_dax=0 to leave DAX to the kernel\n");
-            ENOENT
+            EBUSY
         }
         AttachError::Register(e) => {
             pr_err!("fs_dax: the functions of fs/dax.c cannot be redirected ({e:?}): a livepatch has one of them, or kernel.ftrace_enabled is 0; load with fs_dax=0 to leave DAX to the kernel\n");

@@ -106,11 +106,12 @@ counters! {
     runs,
     /// Batches of runs: fences.
     batches,
-    /// Bytes flushed by fsync, msync or sync, and before layouts are broken.
+    /// Bytes flushed by fsync, msync or sync, and before layouts are broken, blocks shared by files
+    /// are copied, or ranges zeroed.
     bytes_fsync,
     /// Bytes flushed at unmap.
     bytes_unmap,
-    /// Bytes zeroed.
+    /// Bytes zeroed; not what reads as zeroes already.
     bytes_zero,
     /// Bytes read by read(2).
     bytes_read,

@@ -32,6 +32,7 @@ use crate::{
         dax_access::DaxAccess,
         folio::Pages,
         inode::AddressSpace,
+        pmem::Pmem,
         task,
         trace,
         writeback_control::WritebackControl,
@@ -169,6 +170,15 @@ fn next_dirty(xa: &mut XaLocked<'_, '_>, last: usize) -> usize {
         return raw;
     }
     xa.find_marked(last, Mark::Dirty)
+}
+
+/// Starts to write `mem`, which is or will be of a file, back, unless caches are persistent.
+pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack {
+    if Stats::write_cache(mapping) {
+        arch::write_back(mem)
+    } else {
+        WrittenBack::nothing()
+    }
 }
 
 /// Takes the right to store to the pages of a batch away, writes them back and waits until they are

@@ -42,6 +42,7 @@ impl BadBlocks {
         })
     }
 
+    /// For the other abstractions.
     pub(super) fn as_raw(&self) -> *mut bindings::badblocks {
         self.raw.get()
     }

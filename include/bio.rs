@@ -23,8 +23,11 @@ compile_error!("rust_pmem needs all memory in the linear map (no CONFIG_HIGHMEM)
 /// What a bio asks for.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Op {
+    /// `REQ_OP_READ`.
     Read,
+    /// `REQ_OP_WRITE`.
     Write,
+    /// `REQ_OP_WRITE_ZEROES`: no data.
     WriteZeroes,
     /// An operation that this project's drivers do not offer.
     Other,
@@ -213,6 +216,7 @@ pub(crate) struct Segment<'a> {
 }
 
 impl Segment<'_> {
+    /// Its first byte.
     #[inline]
     pub(super) fn as_ptr(&self) -> *mut u8 {
         self.ptr

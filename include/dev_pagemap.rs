@@ -208,8 +208,11 @@ impl PinnedDrop for Map {
 ///
 /// `kaddr` and `pfn` are those of the first of `nr_pages` pages of one [`Pagemap`].
 pub(crate) struct Extent {
+    /// How many pages.
     pub(super) nr_pages: usize,
+    /// Where the kernel has the first one mapped.
     pub(super) kaddr: *mut c_void,
+    /// Page frame number of the first one.
     pub(super) pfn: usize,
 }
 

@@ -112,6 +112,7 @@ impl Folio {
         unsafe { &*raw.cast() }
     }
 
+    /// For the other abstractions.
     #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::folio {
         self.0.get()

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * C that bindgen cannot express, for the fs/dax layer; see fs_dax_helpers.h. No
- * logic lives here.
+ * C for the fs/dax layer: what bindgen cannot express (inline functions, macros,
+ * trace events), and no more than that needs; see fs_dax_helpers.h.
  */
 #include <linux/dax.h>
 #include <linux/fs.h>
@@ -405,6 +405,11 @@ void rpmem_trace_fault(struct inode *inode, unsigned long index, unsigned int or
 	trace_rpmem_fault(inode, index, order, flags, result);
 }
 
+void rpmem_trace_ahead(struct inode *inode, unsigned long index, unsigned long nr, bool write)
+{
+	trace_rpmem_ahead(inode, index, nr, write);
+}
+
 void rpmem_trace_insert(struct inode *inode, unsigned long index, unsigned long old,
 			unsigned long new)
 {
@@ -458,6 +463,11 @@ void rpmem_trace_rw(struct inode *inode, loff_t pos, unsigned long len, unsigned
 void rpmem_trace_zero(struct inode *inode, loff_t pos, loff_t len, int err)
 {
 	trace_rpmem_zero(inode, pos, len, err);
+}
+
+void rpmem_trace_unshare(struct inode *inode, loff_t pos, loff_t len, int err)
+{
+	trace_rpmem_unshare(inode, pos, len, err);
 }
 
 void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool locked)

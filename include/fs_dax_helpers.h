@@ -91,6 +91,7 @@ bool rpmem_iov_iter_is_write(const struct iov_iter *i);
 /* rust_pmem_trace.h: one function per event */
 void rpmem_trace_fault(struct inode *inode, unsigned long index, unsigned int order,
 		       unsigned int flags, unsigned int result);
+void rpmem_trace_ahead(struct inode *inode, unsigned long index, unsigned long nr, bool write);
 void rpmem_trace_insert(struct inode *inode, unsigned long index, unsigned long old,
 			unsigned long new);
 void rpmem_trace_writeback(struct inode *inode, unsigned long first, unsigned long last);
@@ -106,6 +107,7 @@ void rpmem_trace_delete(struct inode *inode, unsigned long first, unsigned long 
 void rpmem_trace_rw(struct inode *inode, loff_t pos, unsigned long len, unsigned int flags,
 		    long ret);
 void rpmem_trace_zero(struct inode *inode, loff_t pos, loff_t len, int err);
+void rpmem_trace_unshare(struct inode *inode, loff_t pos, loff_t len, int err);
 void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool locked);
 
 #endif /* _RPMEM_FS_DAX_HELPERS_H */

@@ -120,8 +120,8 @@ pub(crate) trait Operations: Sized + 'static {
     /// `dax_unlock_folio()`.
     fn unlock_folio(folio: &Folio, cookie: usize);
 
-    /// `dax_lock_mapping_entry()`: locks an entry and returns a cookie and its folio; the cookie is
-    /// `usize::MAX` and there is no folio if nothing is mapped. May sleep.
+    /// `dax_lock_mapping_entry()`: locks an entry and returns a cookie and the page frame number
+    /// at `index`; the cookie is `usize::MAX` and there is no number if nothing is mapped. May sleep.
     fn lock_mapping_entry(mapping: &AddressSpace, index: usize) -> (usize, Option<usize>);
 
     /// `dax_unlock_mapping_entry()`.

@@ -76,7 +76,7 @@ impl<T: Operations> Table<T> {
         raw.submit_bio = Some(Self::submit_bio);
         // An open disk holds this module.
         raw.owner = &raw mut bindings::__this_module;
-        // INVARIANT: `GenDisk::new` is the only user.
+        // INVARIANT: `Builder::build` is the only user.
         Self {
             raw,
             _data: PhantomData,
@@ -85,7 +85,7 @@ impl<T: Operations> Table<T> {
 
     /// # Safety
     ///
-    /// Called by the block layer for a disk made by [`GenDisk::new`] that has been added and not
+    /// Called by the block layer for a disk made by [`Builder::build`] that has been added and not
     /// been deleted.
     unsafe extern "C" fn submit_bio(bio: *mut bindings::bio) {
         // SAFETY: The block layer passes a valid bio whose disk has our table, so its private data
@@ -187,6 +187,7 @@ unsafe impl<T: Operations> Send for GenDisk<T> {}
 unsafe impl<T: Operations> Sync for GenDisk<T> {}
 
 impl<T: Operations> GenDisk<T> {
+    /// For the other abstractions.
     pub(super) fn as_raw(&self) -> *mut bindings::gendisk {
         self.raw.as_ptr()
     }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 /*
- * C that bindgen cannot express; see helpers.h. No logic lives here.
+ * C: what bindgen cannot express (inline functions, macros, attributes, parameters),
+ * and no more than that needs; see helpers.h.
  */
 #include <linux/blkdev.h>
 #include <linux/bvec.h>

@@ -24,6 +24,7 @@ impl<'a> IovIter<'a> {
         Self(unsafe { &mut *raw })
     }
 
+    /// For the other abstractions.
     #[inline]
     pub(super) fn as_raw(&mut self) -> *mut bindings::iov_iter {
         self.0

@@ -42,6 +42,26 @@ TRACE_EVENT(rpmem_fault,
 		__print_flags(__entry->result, "|", VM_FAULT_RESULT_TRACE))
 );
 
+/* A fault at another page mapped pages at and behind index too. */
+TRACE_EVENT(rpmem_ahead,
+	TP_PROTO(struct inode *inode, unsigned long index, unsigned long nr, bool write),
+	TP_ARGS(inode, index, nr, write),
+	TP_STRUCT__entry(
+		RPMEM_INODE_ENTRY
+		__field(unsigned long, index)
+		__field(unsigned long, nr)
+		__field(bool, write)
+	),
+	TP_fast_assign(
+		RPMEM_INODE_ASSIGN;
+		__entry->index = index;
+		__entry->nr = nr;
+		__entry->write = write;
+	),
+	TP_printk(RPMEM_INODE_FMT "index %#lx pages %lu %s", RPMEM_INODE_ARGS,
+		__entry->index, __entry->nr, __entry->write ? "write" : "read")
+);
+
 /* A fault put an entry (as fs_dax/entry.rs encodes it) into the page cache. */
 TRACE_EVENT(rpmem_insert,
 	TP_PROTO(struct inode *inode, unsigned long index, unsigned long old,
@@ -217,8 +237,7 @@ TRACE_EVENT(rpmem_rw,
 		__entry->ret)
 );
 
-/* A range was zeroed. */
-TRACE_EVENT(rpmem_zero,
+DECLARE_EVENT_CLASS(rpmem_range,
 	TP_PROTO(struct inode *inode, loff_t pos, loff_t len, int err),
 	TP_ARGS(inode, pos, len, err),
 	TP_STRUCT__entry(
@@ -235,6 +254,18 @@ TRACE_EVENT(rpmem_zero,
 	),
 	TP_printk(RPMEM_INODE_FMT "pos %#llx len %#llx err %d", RPMEM_INODE_ARGS,
 		__entry->pos, __entry->len, __entry->err)
+);
+
+/* A range was zeroed. */
+DEFINE_EVENT(rpmem_range, rpmem_zero,
+	TP_PROTO(struct inode *inode, loff_t pos, loff_t len, int err),
+	TP_ARGS(inode, pos, len, err)
+);
+
+/* A range has blocks of its own now. */
+DEFINE_EVENT(rpmem_range, rpmem_unshare,
+	TP_PROTO(struct inode *inode, loff_t pos, loff_t len, int err),
+	TP_ARGS(inode, pos, len, err)
 );
 
 /* Memory failure handling looked for the entry of a page. */

@@ -17,6 +17,13 @@ pub(crate) fn fault(inode: &Inode, index: usize, order: u32, flags: u32, result:
     unsafe { bindings::rpmem_trace_fault(inode.as_raw(), index, order, flags, result.as_u32()) };
 }
 
+/// A fault at another page mapped some of the `nr` pages from `index` on too.
+#[inline]
+pub(crate) fn ahead(inode: &Inode, index: usize, nr: usize, write: bool) {
+    // SAFETY: The inode is valid.
+    unsafe { bindings::rpmem_trace_ahead(inode.as_raw(), index, nr, write) };
+}
+
 /// A fault changed an entry from `old` to `new`.
 #[inline]
 pub(crate) fn insert(inode: &Inode, index: usize, old: usize, new: usize) {
@@ -88,6 +95,14 @@ pub(crate) fn zero(inode: &Inode, pos: i64, len: i64, result: &Result) {
     let err = result.as_ref().map_or_else(|e| e.to_errno(), |()| 0);
     // SAFETY: The inode is valid.
     unsafe { bindings::rpmem_trace_zero(inode.as_raw(), pos, len, err) };
+}
+
+/// A range has blocks of its own now.
+#[inline]
+pub(crate) fn unshare(inode: &Inode, pos: i64, len: i64, result: &Result) {
+    let err = result.as_ref().map_or_else(|e| e.to_errno(), |()| 0);
+    // SAFETY: The inode is valid.
+    unsafe { bindings::rpmem_trace_unshare(inode.as_raw(), pos, len, err) };
 }
 
 /// Memory failure handling looked for an entry.

@@ -6,8 +6,7 @@
 //!
 //! A cursor ([`XaState`]) belongs to an array. What reads or changes the array is a method of
 //! [`XaLocked`], which is a cursor whose array is locked with interrupts off; dropping it unlocks.
-//! Whoever gives the lock away and takes it again must [`XaLocked::reset`] or [`XaLocked::pause`]
-//! the cursor before.
+//! After the lock was given away ([`XaLocked::unlocked`]) the cursor starts from the top again.
 
 use super::{
     bindings,

@@ -46,6 +46,7 @@ impl ZeroPmd {
         Some(unsafe { &*folio.cast() })
     }
 
+    /// For the other abstractions.
     #[inline]
     pub(super) fn as_raw(&self) -> *mut bindings::folio {
         self.0.get()

@@ -24,6 +24,7 @@ use kernel::{
     prelude::*, //
 };
 
+/// What the kernel's DAX core calls.
 pub(super) static DAX_OPS: dax_device::Table<Device> = dax_device::Table::new();
 
 /// The sectors of `nr_pages` pages that are on the device.

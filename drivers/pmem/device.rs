@@ -35,11 +35,13 @@ pub(crate) struct State {
     index: u32,
     /// Sectors of the disk that must not be read.
     #[pin]
+    /// Sectors that cannot be read.
     pub(super) bad_blocks: BadBlocks,
     /// Set once the device has it; a memory failure before that is the core's.
     pub(super) dax: SetOnce<Arc<DaxDevice>>,
     /// To wake those who poll the sysfs attribute `badblocks`.
     pub(super) bad_blocks_attribute: SetOnce<Attribute>,
+    /// What the driver counts.
     pub(super) counters: Counters,
     /// What the fs/dax layer counts.
     pub(crate) fs_dax: Stats,
@@ -60,6 +62,7 @@ pub(super) struct Counters {
 static PAGEMAP_OPS: dev_pagemap::Table<State> = dev_pagemap::Table::new();
 
 impl State {
+    /// Of disk number `index`. `ENOMEM`.
     pub(super) fn new(index: u32) -> impl PinInit<Self, Error> {
         try_pin_init!(Self {
             index,

@@ -170,7 +170,11 @@ impl Device {
     pub(super) fn zero_sectors(&self, sectors: Sectors) -> Result<WrittenBack> {
         self.write_over(sectors, || {
             let len = (sectors.len << SECTOR_SHIFT) as usize;
-            Ok(arch::zero(&self.pmem(sectors.start << SECTOR_SHIFT, len)?))
+            // Sectors are whole cache lines: nothing goes through the cache.
+            Ok(arch::zero(
+                &self.pmem(sectors.start << SECTOR_SHIFT, len)?,
+                true,
+            ))
         })
     }
 
