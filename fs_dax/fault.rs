@@ -34,7 +34,11 @@ use super::{
         Found,
         LockedEntry, //
     },
-    making,
+    making::{
+        self,
+        Copies,
+        Making, //
+    },
     owner,
     range::{
         pages_of_size,
@@ -134,7 +138,9 @@ fn pte_fault(
         return FaultResult::NOPAGE;
     }
 
+    let making = (write && !locked.entry().is_real()).then(|| Making::in_fault(mapping));
     let mut result = FaultResult::NONE;
+    let copies = Copies::before_lookup(mapping);
     let mut iter = IomapIter::new(inode, pos, PAGE_SIZE as u64, fault_flags(write));
     *err = loop {
         match iter.next(ops) {
@@ -146,7 +152,7 @@ fn pte_fault(
             super::bug("an extent is smaller than a page");
             break Err(EIO);
         }
-        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0);
+        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0, &copies);
         if result != FaultResult::SIGBUS && iter.iomap().is_new() {
             count_major_fault();
             result = result.and(FaultResult::MAJOR);
@@ -160,8 +166,13 @@ fn pte_fault(
             break Err(e);
         }
     };
+    drop(making);
     if result == FaultResult::NOPAGE && locked.entry().is_real() && !locked.entry().is_pmd() {
         ahead::map_ahead(vmf, write, locked.before(), ops);
+    }
+    drop(locked);
+    if result == FaultResult::NONE {
+        making::give_way(mapping);
     }
     match err {
         Err(e) if result == FaultResult::NONE => FaultResult::from_error(*e),
@@ -199,8 +210,10 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
         return FaultResult::NONE;
     }
 
+    let making = (write && !locked.entry().is_real()).then(|| Making::in_fault(mapping));
     let mut result = FaultResult::FALLBACK;
     let size = (PAGE_SIZE as u64) << PMD_ORDER;
+    let copies = Copies::before_lookup(mapping);
     let mut iter = IomapIter::new(
         inode,
         (index << PAGE_SHIFT) as i64,
@@ -209,13 +222,18 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
     );
     while let Ok(true) = iter.next(ops) {
         if iter.length() >= size {
-            result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER);
+            result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER, &copies);
         }
         let done = result != FaultResult::FALLBACK && result != FaultResult::NONE;
         if !done || iter.advance(size).is_err() {
             iter.leave();
             break;
         }
+    }
+    drop(making);
+    drop(locked);
+    if result == FaultResult::NONE {
+        making::give_way(mapping);
     }
     result
 }
@@ -228,6 +246,7 @@ fn map_extent(
     pfn: Option<&mut usize>,
     locked: &mut LockedEntry<'_>,
     order: u32,
+    copies: &Copies,
 ) -> FaultResult {
     let iomap = iter.iomap();
     let write = iter.is_write();
@@ -247,9 +266,13 @@ fn map_extent(
         return error(EIO);
     }
 
+    let cow = write && iomap.is_shared();
     if !iomap.is_new() && making::may_be_unready(locked.mapping()) {
         // Let the write go on, then try again.
         task::cond_resched();
+        return FaultResult::NONE;
+    }
+    if cow && copies.are_others(locked.mapping()) {
         return FaultResult::NONE;
     }
 
@@ -265,7 +288,6 @@ fn map_extent(
     };
     // MAP_SYNC: metadata must be on the medium before a store is allowed.
     let sync = write && vmf.is_sync() && iomap.is_dirty();
-    let cow = write && iomap.is_shared();
 
     let new = Entry::new(extent.pfn, order, Kind::Real);
     let old = locked.entry();
@@ -322,7 +344,7 @@ fn map_extent(
 fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) -> bool {
     let mapping = locked.mapping();
     let old = locked.entry();
-    owner::disassociate(mapping, old);
+    owner::give_up(mapping, old);
     let fits = owner::associate(mapping, locked.index(), new, shared);
     let new = if fits {
         new
@@ -342,7 +364,7 @@ fn drop_stale(locked: &mut LockedEntry<'_>) {
     if let Some(pages) = owner::pages(mapping, locked.entry()) {
         let _: Durable = write_back(mapping, &pages.mem()).fence();
     }
-    owner::disassociate(mapping, locked.entry());
+    owner::give_up(mapping, locked.entry());
     locked.set(Entry::empty(locked.entry().order()));
     locked.forget_dirty();
 }

@@ -24,7 +24,10 @@ use super::{
         PAGE_SIZE, //
     },
     layout,
-    making::Making,
+    making::{
+        self,
+        Making, //
+    },
     range::{
         device_pgoff,
         edges, //
@@ -47,10 +50,7 @@ use crate::{
             Extent, //
         },
         errno,
-        inode::{
-            AddressSpace,
-            Inode, //
-        },
+        inode::Inode,
         iomap::{
             flags,
             Iomap,
@@ -150,7 +150,7 @@ pub(super) fn iomap_rw(
     }
 
     let mut iter = IomapIter::new(inode, start, len as u64, why);
-    let mut cow = false;
+    let mut copies = None;
     let mut written = WrittenBack::nothing();
     let result = loop {
         let making = write.then(|| Making::blocks(mapping));
@@ -161,7 +161,13 @@ pub(super) fn iomap_rw(
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
         }
-        cow |= write && iter.iomap().is_shared();
+        if write && iter.iomap().is_shared() && copies.is_none() {
+            match keep_faults_off(&mut iter) {
+                Ok(making) => copies = Some(making),
+                Err(e) => break Err(e),
+            }
+            continue;
+        }
         let (result, stored) = rw_extent(&mut iter, user, write);
         written = before_end(&iter, written.and(stored));
         if let Err(e) = result {
@@ -173,7 +179,7 @@ pub(super) fn iomap_rw(
     if write {
         // What write(2) has stored is durable when it returns, up to metadata.
         let _: Durable = written.fence();
-        if cow && done > 0 {
+        if copies.is_some() && done > 0 {
             // Pages dirtied since are of the new blocks and stay.
             let _ = mapping.invalidate(
                 start as usize >> PAGE_SHIFT,
@@ -199,6 +205,22 @@ fn before_end(iter: &IomapIter<'_>, written: WrittenBack) -> WrittenBack {
         return WrittenBack::nothing();
     }
     written
+}
+
+/// The extent at hand has the first blocks for copy-on-write of an operation. As long as the returned
+/// value lives no fault touches such blocks of the file (see [`super::making`]); those that did have
+/// come to their end, and what they have stored is durable and not mapped any more. The blocks may be
+/// the file's now: they are to be looked up again, which [`IomapIter::next`] does.
+fn keep_faults_off(iter: &mut IomapIter<'_>) -> Result<Making> {
+    let mapping = iter.inode().mapping();
+    let copies = Making::copies(mapping);
+    let first = iter.pos() as usize >> PAGE_SHIFT;
+    let last = (iter.end() - 1) as usize >> PAGE_SHIFT;
+    // Also if this fails the extent must not be ended: a fault may have it.
+    iter.again();
+    writeback::clean(mapping, Stats::write_cache(mapping), first, last, &mut 0)?;
+    let _ = mapping.invalidate(first, last);
+    Ok(copies)
 }
 
 /// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent.
@@ -232,13 +254,9 @@ fn rw_extent(
     let first = iter.pos() as usize >> PAGE_SHIFT;
     let last = (end - 1) as usize >> PAGE_SHIFT;
     if iter.iomap().is_new() || cow || (write && layout::has_holes(mapping, first, last)) {
-        if cow {
-            let write_cache = Stats::write_cache(mapping);
-            if let Err(e) = writeback::clean(mapping, write_cache, first, last, &mut 0) {
-                return (Err(e), written);
-            }
-        }
         let _ = mapping.invalidate(first, last);
+    } else if !write && making::in_faults(mapping) {
+        layout::wait_for_makers(mapping, first, last);
     }
 
     let alive = DaxReadLock::new();
@@ -266,6 +284,10 @@ fn rw_extent(
             Err(e) => return (Err(mem_to_block(e)), written),
         };
         let mem = extent.mem.slice(offset, left);
+        if recover && offset > 0 {
+            // Only whole pages can be recovered.
+            return (Err(EIO), written);
+        }
         if cow && offset > 0 {
             let head = extent.mem.slice(0, offset);
             match copy_source(&alive, iter.srcmap(), pos - offset as i64, &head) {
@@ -304,6 +326,7 @@ fn rw_extent(
 /// See [`crate::include::fs_dax_ops::Operations::zero_range`].
 pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (Result, bool) {
     let mut iter = IomapIter::new(inode, pos, len as u64, flags::DAX | flags::ZERO);
+    let mut copies = None;
     let mut zeroed = 0;
     let mut written = WrittenBack::nothing();
     let result = loop {
@@ -311,6 +334,13 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             Ok(true) => {}
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
+        }
+        if iter.iomap().is_shared() && copies.is_none() {
+            match keep_faults_off(&mut iter) {
+                Ok(making) => copies = Some(making),
+                Err(e) => break Err(e),
+            }
+            continue;
         }
         let from = iter.pos();
         match zero_extent(&mut iter) {
@@ -338,11 +368,10 @@ fn zero_extent(iter: &mut IomapIter<'_>) -> Result<Option<WrittenBack>> {
     let mapping = iter.inode().mapping();
     if iter.iomap().is_shared() {
         let last = iter.pos() + (iter.length() as i64 - 1);
-        invalidate_clean(
-            mapping,
+        let _ = mapping.invalidate(
             iter.pos() as usize >> PAGE_SHIFT,
             last as usize >> PAGE_SHIFT,
-        )?;
+        );
     }
     let mut written = WrittenBack::nothing();
     while iter.length() > 0 {
@@ -421,12 +450,20 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
     let len = len.min(size - pos) as u64;
     let why = flags::WRITE | flags::UNSHARE | flags::DAX;
     let mut iter = IomapIter::new(inode, pos, len, why);
+    let mut copies = None;
     let mut written = WrittenBack::nothing();
     let result = loop {
         match iter.next(ops) {
             Ok(true) => {}
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
+        }
+        if iter.iomap().is_shared() && copies.is_none() {
+            match keep_faults_off(&mut iter) {
+                Ok(making) => copies = Some(making),
+                Err(e) => break Err(e),
+            }
+            continue;
         }
         match unshare_extent(&mut iter) {
             Ok(stored) => written = before_end(&iter, written.and(stored)),
@@ -451,7 +488,7 @@ fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
     let first = pos as usize >> PAGE_SHIFT;
     let last = first + (edge.size >> PAGE_SHIFT) - 1;
     let mapping = iter.inode().mapping();
-    invalidate_clean(mapping, first, last)?;
+    let _ = mapping.invalidate(first, last);
 
     let alive = DaxReadLock::new();
     let mut done = 0;
@@ -467,18 +504,4 @@ fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
     drop(alive);
     iter.advance(len)?;
     Ok(written)
-}
-
-/// Writes dirty pages back and takes the entries away.
-fn invalidate_clean(mapping: &AddressSpace, first: usize, last: usize) -> Result {
-    let mut pages = 0;
-    writeback::clean(
-        mapping,
-        Stats::write_cache(mapping),
-        first,
-        last,
-        &mut pages,
-    )?;
-    let _ = mapping.invalidate(first, last);
-    Ok(())
 }

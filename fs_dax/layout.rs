@@ -123,8 +123,15 @@ pub(super) fn break_layout_final(inode: &Inode) {
     if !mapping.is_dax() {
         return;
     }
+    let mut was_busy = false;
     while let Some(folio) = layout_busy_page_range(mapping, 0, i64::MAX) {
         folio.wait_idle_uninterruptible();
+        was_busy = true;
+    }
+    // The last write-back was before a device was done with a page.
+    if was_busy {
+        // Nobody is left who could be told of an error.
+        let _ = clean(mapping, Stats::write_cache(mapping), 0, usize::MAX, &mut 0);
     }
     delete_mapping_range(mapping, 0, i64::MAX);
 }
@@ -177,6 +184,26 @@ pub(super) fn has_holes(mapping: &AddressSpace, first: usize, last: usize) -> bo
             0 => return false,
             raw if Entry::from_xa(raw).is_some_and(|e| !e.is_real()) => return true,
             _ => {}
+        }
+        scanned += 1;
+        if scanned % BATCH == 0 {
+            xa.pause();
+            xa.resched();
+        }
+    }
+}
+
+/// Waits for the faults that are making blocks from `first` to `last`: they have entries locked that
+/// stand for none yet. May sleep.
+#[cold]
+pub(super) fn wait_for_makers(mapping: &AddressSpace, first: usize, last: usize) {
+    let mut xas = XaState::new(mapping.i_pages(), first, 0);
+    let mut xa = xas.lock();
+    let mut scanned = 0;
+    while let Some(entry) = Entry::from_xa(xa.find(last)) {
+        if entry.is_locked() && !entry.is_real() {
+            let found = wait_unlocked(&mut xa, mapping, entry);
+            pass_on(mapping, xa.index(), found.unwrap_or(entry));
         }
         scanned += 1;
         if scanned % BATCH == 0 {

@@ -1,66 +1,159 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Writes that may be making blocks, for faults to stay away from.
+//! Keeping faults and file operations apart while blocks are made or copied.
+//!
+//! Faults lock an entry; write(2) and the like lock the inode. What the file system gives to both of
+//! them at the same time:
+//!
+//! # Blocks that are to be zeroed (ext4)
 //!
 //! When ext4 makes a block of an unwritten extent a written one for DAX it fills it with zeroes, but
 //! says already before that, in its extent status tree, that the block is written:
 //! ext4_split_convert_extents() does, ext4_map_create_blocks(), which does the zeroing, says why
 //! nobody may. A lookup takes no lock if the tree has the answer, so it can give a block out that is
-//! still to be zeroed, and what is stored to it then is wiped out. (generic/346 on C: stores of one
-//! thread to a mapping, and write(2) of another one to the same pages of a preallocated file.)
-//!
-//! Who can meet:
+//! still to be zeroed: what is stored to it then is wiped out, and what is read is what a deleted file
+//! has left there. (generic/346 on C: stores of one thread to a mapping, and write(2) of another one
+//! to the same pages of a preallocated file.)
 //!
 //! - A write(2) finds a block that a fault is making. The fault has the entry locked, and the entry
-//!   stands for no blocks yet: [`super::io`] waits for such entries after its lookup.
-//! - A fault finds a block that a write(2) is making: this file. write(2) says that it is asking for
-//!   blocks; a fault that is told of a block which is not new meanwhile is tried again. It cannot
-//!   wait: it has a journal handle open, and the write may be waiting for that to be closed before it
-//!   gets its own.
+//!   stands for no blocks yet: [`super::io`] waits for such entries after its lookup. So does a
+//!   read(2), if there is such a fault ([`Making::in_fault`]).
+//! - A fault finds a block that a write(2) is making ([`Making::blocks`]): a fault that is told of a
+//!   block which is not new meanwhile is tried again. It cannot wait: it has a journal handle open,
+//!   and the write may be waiting for that to be closed before it gets its own.
 //! - Two faults lock the same entry, two writes the same inode.
+//!
+//! # Blocks for copy-on-write (xfs)
+//!
+//! xfs has one set of them ready for whoever wants to write to a shared range, until somebody ends his
+//! extent: that makes them the file's, or frees them if nothing was done. So a write(2) and a fault
+//! at the same page would each copy the old bytes over what the other has stored, and a write(2) that
+//! fails would free what the fault maps.
+//!
+//! - Who is no fault and gets such blocks says so ([`Making::copies`]), waits for the faults that have
+//!   entries locked, and looks the blocks up again.
+//! - A write fault that is told of such blocks meanwhile ([`Copies`]) is tried again ([`give_way`]).
+//!   To copy from its caller's memory a write(2) may need faults, but only to read.
+//! - A fault that fails leaves the blocks as they are ([`IomapIter::leave`]).
+//!
+//! [`IomapIter::leave`]: crate::include::iomap::IomapIter::leave
 
 use crate::include::inode::AddressSpace;
-use kernel::sync::atomic::{
-    Acquire,
-    Atomic,
-    Full,
-    Release, //
+use kernel::{
+    sync::atomic::{
+        Acquire,
+        Atomic,
+        Full,
+        Release, //
+    },
+    time::{
+        delay::fsleep,
+        Delta, //
+    },
 };
 
 const SLOTS: usize = 64;
 
-/// How many write(2)s are asking for blocks, by mapping. A mapping that shares its slot with another
-/// one has faults that are tried again for nothing.
-static WRITES: [Atomic<i32>; SLOTS] = [const { Atomic::new(0) }; SLOTS];
+/// How many do something (lower half), and how many have done it (upper half), by mapping. A mapping
+/// that shares its slot with another one has faults that are tried again for nothing.
+struct Counts([Atomic<i64>; SLOTS]);
 
-fn slot(mapping: &AddressSpace) -> &'static Atomic<i32> {
-    // Mappings are parts of inodes, several hundred bytes each.
-    &WRITES[(mapping.i_pages().id() >> 9) % SLOTS]
+const ONE: i64 = 1;
+const ONE_DONE: i64 = 1 << 32;
+
+impl Counts {
+    const fn new() -> Self {
+        Self([const { Atomic::new(0) }; SLOTS])
+    }
+
+    fn slot(&self, mapping: &AddressSpace) -> &Atomic<i64> {
+        // Mappings are parts of inodes, several hundred bytes each.
+        &self.0[(mapping.i_pages().id() >> 9) % SLOTS]
+    }
+
+    fn begin(&'static self, mapping: &AddressSpace) -> Making {
+        let slot = self.slot(mapping);
+        // Seen by whoever sees what the file system does next.
+        slot.fetch_add(ONE, Full);
+        Making(slot)
+    }
+
+    fn any(&self, mapping: &AddressSpace) -> bool {
+        self.slot(mapping).load(Acquire) % ONE_DONE != 0
+    }
 }
 
-/// While this lives a write(2) may be making blocks for the mapping.
+/// Asking for blocks, in a write(2).
+static BLOCKS: Counts = Counts::new();
+/// Asking for blocks, in a fault.
+static FAULTS: Counts = Counts::new();
+/// Writing to blocks for copy-on-write, not in a fault.
+static COPIES: Counts = Counts::new();
+
+/// What is being done, while this lives.
 #[must_use]
-pub(super) struct Making(&'static Atomic<i32>);
+pub(super) struct Making(&'static Atomic<i64>);
 
 impl Making {
-    /// Begins. Any context.
+    /// A write(2) may be making blocks. Any context.
     pub(super) fn blocks(mapping: &AddressSpace) -> Self {
-        let slot = slot(mapping);
-        // Seen by whoever sees what the file system does next.
-        slot.fetch_add(1, Full);
-        Self(slot)
+        BLOCKS.begin(mapping)
+    }
+
+    /// A fault may be making blocks; it has an entry locked that stands for none. Any context.
+    pub(super) fn in_fault(mapping: &AddressSpace) -> Self {
+        FAULTS.begin(mapping)
+    }
+
+    /// Blocks for copy-on-write are being filled. Any context.
+    pub(super) fn copies(mapping: &AddressSpace) -> Self {
+        COPIES.begin(mapping)
     }
 }
 
 impl Drop for Making {
     fn drop(&mut self) {
         // Who sees this sees the zeroes.
-        self.0.fetch_add(-1, Release);
+        self.0.fetch_add(ONE_DONE - ONE, Release);
     }
 }
 
-/// Whether a block that has just been looked up, and is not new, may be waiting for its zeroes.
+/// Whether a block that has just been looked up by a fault, and is not new, may be waiting for its
+/// zeroes.
 #[inline]
 pub(super) fn may_be_unready(mapping: &AddressSpace) -> bool {
-    slot(mapping).load(Acquire) != 0
+    BLOCKS.any(mapping)
+}
+
+/// Whether a block that has just been looked up may be waiting for the zeroes of a fault.
+#[inline]
+pub(super) fn in_faults(mapping: &AddressSpace) -> bool {
+    FAULTS.any(mapping)
+}
+
+/// For a fault, from before its lookup on.
+pub(super) struct Copies(i64);
+
+impl Copies {
+    /// Looks at what is being done now.
+    #[inline]
+    pub(super) fn before_lookup(mapping: &AddressSpace) -> Self {
+        Self(COPIES.slot(mapping).load(Acquire))
+    }
+
+    /// Whether blocks for copy-on-write that the lookup has found must be left alone: somebody else
+    /// fills them, or did when they were looked up, and they may have been freed since.
+    #[inline]
+    pub(super) fn are_others(&self, mapping: &AddressSpace) -> bool {
+        self.0 % ONE_DONE != 0 || COPIES.slot(mapping).load(Acquire) != self.0
+    }
+}
+
+/// For a fault that is to be tried again: sleeps for a moment if it was because of copy-on-write. The
+/// entry must be unlocked, as the other side may be waiting for it.
+#[inline]
+pub(super) fn give_way(mapping: &AddressSpace) {
+    if COPIES.any(mapping) {
+        fsleep(Delta::from_millis(1));
+    }
 }

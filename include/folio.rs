@@ -175,6 +175,13 @@ impl Folio {
         self.has_no_owner() && self.index() == 0
     }
 
+    /// Whether it is of several pages and has to stay so: references to any of them are held by the
+    /// folio. Of use while nobody has it mapped.
+    #[inline]
+    pub(crate) fn is_held_together(&self) -> bool {
+        self.order() > 0 && self.is_busy()
+    }
+
     /// Takes the lock on whom the folio belongs to.
     #[inline]
     pub(crate) fn lock_share(&self) -> ShareLock<'_> {
@@ -336,10 +343,10 @@ impl ShareLock<'_> {
         }
     }
 
-    /// One more file has the folio, which is not free.
+    /// One more file has the folio, which is not the only one's any more even if it was free.
     #[inline]
     pub(crate) fn share(&mut self) {
-        let files = if self.is_shared() {
+        let files = if self.folio.has_no_owner() {
             self.folio.index()
         } else {
             1
@@ -351,7 +358,8 @@ impl ShareLock<'_> {
         }
     }
 
-    /// One file less has the folio. The last one leaves pages of order 0.
+    /// One file less has the folio. The last one leaves pages of order 0, or a free folio as it was if
+    /// somebody holds it.
     #[inline]
     pub(crate) fn unshare(&mut self) {
         if self.is_shared() {
@@ -362,11 +370,22 @@ impl ShareLock<'_> {
                 return;
             }
         }
-        // SAFETY: Valid. Also clears mapping and share.
+        // SAFETY: Valid, and guarded by the lock.
         unsafe {
             bindings::rpmem_folio_clear_dirty(self.folio.as_raw());
-            bindings::dax_folio_reset_order(self.folio.as_raw());
+            (&raw mut (*self.folio.fields()).mapping).write_volatile(core::ptr::null_mut());
+            self.folio.share_word().write_volatile(0);
         }
+        if !self.folio.is_held_together() {
+            self.take_apart();
+        }
+    }
+
+    /// Makes pages of order 0 of a free folio that nobody holds.
+    #[inline]
+    pub(crate) fn take_apart(&mut self) {
+        // SAFETY: Valid, guarded by the lock, and without references.
+        unsafe { bindings::dax_folio_reset_order(self.folio.as_raw()) };
     }
 }
 

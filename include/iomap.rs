@@ -167,6 +167,13 @@ impl<'a> IomapIter<'a> {
     #[inline]
     pub(crate) fn leave(self) {}
 
+    /// The next [`IomapIter::next`] gets the extent at the same position anew, without telling the file
+    /// system that nothing was done with the one at hand; see [`IomapIter::leave`].
+    pub(crate) fn again(&mut self) {
+        self.raw.iomap = Default::default();
+        self.raw.srcmap = Default::default();
+    }
+
     /// Tells the file system, in the next [`IomapIter::next`], that it went wrong.
     #[inline]
     pub(crate) fn fail(&mut self, err: Error) {
@@ -188,6 +195,12 @@ impl<'a> IomapIter<'a> {
     #[inline]
     pub(crate) fn pos(&self) -> i64 {
         self.raw.pos
+    }
+
+    /// The byte of the file behind the range that is left.
+    #[inline]
+    pub(crate) fn end(&self) -> u64 {
+        self.raw.pos as u64 + self.raw.len
     }
 
     /// The inode.

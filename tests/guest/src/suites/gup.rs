@@ -18,7 +18,7 @@ use nix::sys::signal::{kill, raise, Signal};
 use nix::sys::wait::{waitpid, WaitStatus};
 
 use crate::fixture::child::{spawn, End};
-use crate::fixture::dax::{clone_range, on_both, punch, Model};
+use crate::fixture::dax::{clone_range, on_both, on_each, punch, Model};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{same, Aligned};
@@ -37,6 +37,10 @@ pub fn suite(s: &mut Suite) {
         on_both(ctx, mapped_again_while_pinned)
     })
     .c_is_wrong("dax_break_layout() waits for the last reference, also that of a mapping");
+    s.test("copied_while_pinned", |ctx| {
+        on_each(ctx, &[Fs::Xfs], copied_while_pinned)
+    })
+    .c_is_wrong("dax_disassociate_entry() takes a folio apart that somebody holds");
     s.test("unmount_while_pinned", |ctx| {
         on_both(ctx, unmount_while_pinned)
     });
@@ -329,6 +333,62 @@ fn mapped_again_while_pinned(dax: Dax) -> Result<()> {
             Ok(())
         })?;
     }
+    dax.check()
+}
+
+/// Copy-on-write at a 2 MiB mapping while a pipe holds one of its pages: the pipe keeps what it has, and
+/// later nobody waits for the page for ever. (The reference is the folio's: it must not be taken apart.)
+fn copied_while_pinned(dax: Dax) -> Result<()> {
+    let page = |n: usize| n * PAGE as usize..(n + 1) * PAGE as usize;
+    for by_write in [false, true] {
+        let file = dax.file(&format!("f{by_write}"), true)?;
+        let len = file.metadata()?.len();
+        let mut data = pattern(7, 0, len as usize);
+        file.write_all_at(&data, 0)?;
+        file.sync_all()?;
+        let clone = dax.mount.create(&format!("clone{by_write}"))?;
+        clone_range(&file, 0, len, &clone, 0)?;
+        let map = Mapping::shared(&file, 0, len)?;
+        map.peek(10 * PAGE);
+        map.expect_huge(10 * PAGE, true)?;
+        let held = Held::pages(&map, 10 * PAGE, PAGE as usize)?;
+        let new = pattern(8, 0, PAGE as usize);
+        if by_write {
+            file.write_all_at(&new, 10 * PAGE)?;
+        } else {
+            map.write(10 * PAGE, &new);
+        }
+        // The clone has the old blocks, and maps them while the pipe has that page.
+        let other = Mapping::shared(&clone, 0, len)?;
+        same("the clone", &other.read(0, len as usize), &data)?;
+        same("the pipe", &held.take()?, &data[page(10)])?;
+        clone.write_all_at(&new, 20 * PAGE)?;
+        let mut theirs = data.clone();
+        theirs[page(20)].copy_from_slice(&new);
+        same("the clone, written", &other.read(0, len as usize), &theirs)?;
+        data[page(10)].copy_from_slice(&new);
+        same("the file", &map.read(0, len as usize), &data)?;
+        drop((map, other));
+        let (map, other) = (
+            Mapping::shared(&file, 0, len)?,
+            Mapping::shared(&clone, 0, len)?,
+        );
+        same("the file, anew", &map.read(0, len as usize), &data)?;
+        same("the clone, anew", &other.read(0, len as usize), &theirs)?;
+        for file in [&file, &clone] {
+            file.set_len(5 * PAGE)?;
+            file.set_len(0)?;
+        }
+    }
+    // What the blocks are used for next.
+    let file = dax.file("next", true)?;
+    let map = Mapping::shared(&file, 0, 2 * PMD)?;
+    let data = pattern(9, 0, 2 * PMD as usize);
+    map.write(0, &data);
+    let held = Held::pages(&map, 10 * PAGE, PAGE as usize)?;
+    same("the pipe", &held.take()?, &data[page(10)])?;
+    file.set_len(0)?;
+    drop((map, file));
     dax.check()
 }
 

@@ -15,6 +15,7 @@ mod harness;
 mod load;
 mod params;
 mod races;
+mod same_page;
 
 use crate::test::{Suite, Test};
 
@@ -30,6 +31,7 @@ const SUITES: &[(&str, Fill)] = &[
     ("gup", gup::suite),
     ("errors", errors::suite),
     ("races", races::suite),
+    ("same_page", same_page::suite),
     ("dax", dax::suite),
     ("params", params::suite),
     ("load", load::suite),

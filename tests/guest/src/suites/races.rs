@@ -129,14 +129,14 @@ const TAIL: u64 = 256;
 const WORKERS: u64 = 4;
 
 /// xorshift64*
-struct Rng(u64);
+pub(super) struct Rng(u64);
 
 impl Rng {
-    fn new(seed: u64) -> Rng {
+    pub(super) fn new(seed: u64) -> Rng {
         Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
-    fn below(&mut self, n: u64) -> u64 {
+    pub(super) fn below(&mut self, n: u64) -> u64 {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
         self.0 ^= self.0 >> 27;
@@ -290,7 +290,11 @@ impl<'a> Worker<'a> {
 }
 
 /// Runs until `end`, or until another thread has failed.
-fn until(end: Instant, failed: &AtomicBool, mut step: impl FnMut() -> Result<()>) -> Result<()> {
+pub(super) fn until(
+    end: Instant,
+    failed: &AtomicBool,
+    mut step: impl FnMut() -> Result<()>,
+) -> Result<()> {
     while Instant::now() < end && !failed.load(Ordering::Relaxed) {
         if let Err(e) = step() {
             failed.store(true, Ordering::Relaxed);

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0
+
+//! Stores to a mapping and file operations at the same page at the same time, on two CPUs, where one
+//! of them makes blocks or copies them. Whatever the order, nothing that was stored or written may be
+//! lost to what was there before, and nobody may see what a deleted file has left.
+
+use std::fs::File;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::Barrier;
+use std::time::{Duration, Instant};
+
+use anyhow::{ensure, Context, Result};
+use nix::errno::Errno;
+use proto::{Machine, Tag};
+
+use super::races::{until, Rng};
+use crate::fixture::dax::{clone_range, on_each};
+use crate::fixture::fs::physical;
+use crate::fixture::io::errno_of;
+use crate::fixture::{sh, Dax, Fs, Mapping, MIB, PAGE, PMD};
+use crate::test::{Ctx, Suite};
+
+pub fn suite(s: &mut Suite) {
+    let time = |ctx: &Ctx| ctx.pick(Duration::from_secs(3), Duration::from_secs(60));
+    let mut add = |name: &str, fs: &'static [Fs], run: fn(Dax, Duration) -> Result<()>, why| {
+        s.test(name, move |ctx| on_each(ctx, fs, |dax| run(dax, time(ctx))))
+            .machine(Machine::default().smp(2))
+            .limit(120)
+            .tag(Tag::Stress)
+            .c_is_wrong(why);
+    };
+    add(
+        "store_and_write_copy",
+        &[Fs::Xfs],
+        store_and_write_copy,
+        "a fault and a write(2) copy the same old bytes over what the other has stored",
+    );
+    add(
+        "store_and_failed_write",
+        &[Fs::Xfs],
+        store_and_failed_write,
+        "a write(2) that fails frees the blocks that a fault maps",
+    );
+    add(
+        "load_and_make",
+        &[Fs::Ext4],
+        load_and_make,
+        "ext4 gives out blocks before it has zeroed them (generic/346)",
+    );
+}
+
+/// Pages of the file.
+const PAGES: u64 = 8;
+const OLD: u8 = 0x11;
+const STORED: u8 = 0x22;
+const WRITTEN: u8 = 0x33;
+
+/// Runs `write` on a file that shares all its blocks with another one, while another thread stores one
+/// byte, then `check` with the offset of that byte; again and again.
+fn copies(
+    dax: &Dax,
+    time: Duration,
+    write: impl Fn(&File) -> Result<()> + Sync,
+    check: impl Fn(&File, &Mapping, u64) -> Result<()>,
+) -> Result<()> {
+    let origin = dax.mount.create("origin")?;
+    origin.write_all_at(&[OLD; (PAGES * PAGE) as usize], 0)?;
+    origin.sync_all()?;
+    let file = dax.mount.create("f")?;
+    file.set_len(PAGES * PAGE)?;
+    let map = Mapping::shared(&file, 0, PAGES * PAGE)?;
+    let (start, at, delay) = (Barrier::new(2), AtomicU64::new(0), AtomicU64::new(0));
+    let (end, failed) = (Instant::now() + time, AtomicBool::new(false));
+    let mut rng = Rng::new(time.as_secs());
+    let mut rounds = 0;
+    std::thread::scope(|scope| {
+        let storer = scope.spawn(|| loop {
+            start.wait();
+            let offset = at.load(Ordering::SeqCst);
+            if offset == u64::MAX {
+                return;
+            }
+            let from = Instant::now();
+            while from.elapsed() < Duration::from_nanos(delay.load(Ordering::SeqCst)) {
+                std::hint::spin_loop();
+            }
+            map.touch(offset, STORED);
+            start.wait();
+        });
+        let result = until(end, &failed, || {
+            rounds += 1;
+            clone_range(&origin, 0, PAGES * PAGE, &file, 0).context("clone")?;
+            at.store(rng.below(PAGES * PAGE), Ordering::SeqCst);
+            delay.store(rng.below(400_000), Ordering::SeqCst);
+            start.wait();
+            let result = write(&file);
+            start.wait();
+            result?;
+            check(&file, &map, at.load(Ordering::SeqCst)).with_context(|| format!("round {rounds}"))
+        });
+        at.store(u64::MAX, Ordering::SeqCst);
+        start.wait();
+        storer.join().expect("the storing thread panicked");
+        println!("{rounds} rounds");
+        result
+    })
+}
+
+/// A write(2) of all but the ends of the file. What it has written stays, or what was stored there;
+/// what was stored beside it stays.
+fn store_and_write_copy(dax: Dax, time: Duration) -> Result<()> {
+    const END: u64 = 1000;
+    let written = END..PAGES * PAGE - END;
+    let new = [WRITTEN; (PAGES * PAGE - 2 * END) as usize];
+    copies(
+        &dax,
+        time,
+        |file| Ok(file.write_all_at(&new, END)?),
+        |file, map, stored| {
+            let mut data = [0; (PAGES * PAGE) as usize];
+            file.read_exact_at(&mut data, 0)?;
+            ensure!(
+                map.read(0, data.len()) == data,
+                "the mapping and read(2) differ"
+            );
+            for (i, &byte) in (0..).zip(&data) {
+                let right = match (i == stored, written.contains(&i)) {
+                    (true, true) => byte == STORED || byte == WRITTEN,
+                    (true, false) => byte == STORED,
+                    (false, true) => byte == WRITTEN,
+                    (false, false) => byte == OLD,
+                };
+                ensure!(right, "{byte:#x} at {i:#x}; stored to at {stored:#x}");
+            }
+            Ok(())
+        },
+    )?;
+    dax.check()
+}
+
+/// A write(2) that cannot read its caller's memory. What was stored is in the file, in a block that is
+/// the file's.
+fn store_and_failed_write(dax: Dax, time: Duration) -> Result<()> {
+    // Of this process, but not to be read.
+    let nothing = Mapping::with_anonymous(PAGES * PAGE)?;
+    // SAFETY: The mapping is there, and nobody has a reference into it.
+    let n = unsafe {
+        libc::mprotect(
+            nothing.as_ptr().cast(),
+            (PAGES * PAGE) as usize,
+            libc::PROT_NONE,
+        )
+    };
+    Errno::result(n)?;
+    copies(
+        &dax,
+        time,
+        |file| {
+            let len = (PAGES * PAGE) as usize;
+            // SAFETY: Plain numbers, and an address that the kernel finds to be bad.
+            let n = unsafe { libc::pwrite(file.as_raw_fd(), nothing.as_ptr().cast(), len, 0) };
+            let got = Errno::result(n);
+            ensure!(got == Err(Errno::EFAULT), "pwrite: {got:?}");
+            Ok(())
+        },
+        |file, map, stored| {
+            let mut data = [0; (PAGES * PAGE) as usize];
+            file.read_exact_at(&mut data, 0)?;
+            for (i, &byte) in (0..).zip(&data) {
+                let want = if i == stored { STORED } else { OLD };
+                ensure!(
+                    byte == want,
+                    "{byte:#x} at {i:#x}; stored to at {stored:#x}"
+                );
+            }
+            let page = stored / PAGE * PAGE;
+            let mapped = map.physical(page)?;
+            let block = dax.disk().start + physical(file, page)?;
+            ensure!(
+                mapped.is_none_or(|mapped| mapped == block),
+                "the page at {page:#x} is mapped at {mapped:x?}, and its block is at {block:#x}"
+            );
+            Ok(())
+        },
+    )?;
+    drop(nothing);
+    dax.check()
+}
+
+/// A thread touches preallocated memory, which makes 2 MiB of blocks at a time, another one reads
+/// there: zeroes, whatever files were in these blocks before.
+fn load_and_make(dax: Dax, time: Duration) -> Result<()> {
+    const LEN: u64 = 32 * PMD;
+    let (end, failed) = (Instant::now() + time, AtomicBool::new(false));
+    let left = vec![OLD; MIB as usize];
+    // Every free block has something.
+    let filler = dax.mount.create("filler")?;
+    let full = (0..).try_for_each(|i| filler.write_all_at(&left, i * MIB));
+    ensure!(
+        full.as_ref().is_err_and(|e| errno_of(e) == Errno::ENOSPC),
+        "filling the disk: {full:?}"
+    );
+    filler.sync_all()?;
+    drop(filler);
+    std::fs::remove_file(dax.mount.path("filler"))?;
+    sh("sync")?;
+    let mut rounds = 0;
+    until(end, &failed, || {
+        rounds += 1;
+        let file = dax.mount.allocate_huge("f", LEN, dax.disk())?;
+        let map = Mapping::shared(&file, 0, LEN)?;
+        let at = AtomicU64::new(0);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut rng = Rng::new(rounds);
+                let mut page = [0; PAGE as usize];
+                loop {
+                    let now = at.load(Ordering::SeqCst);
+                    if now == LEN {
+                        return Ok(());
+                    }
+                    let offset = now + rng.below(PMD / PAGE) * PAGE;
+                    file.read_exact_at(&mut page, offset)?;
+                    ensure!(
+                        page.iter().all(|b| *b == 0),
+                        "round {rounds}: read(2) at {offset:#x} has what a deleted file left"
+                    );
+                }
+            });
+            for offset in (0..LEN).step_by(PMD as usize) {
+                at.store(offset, Ordering::SeqCst);
+                map.peek(offset);
+                map.touch(offset, 0);
+            }
+            at.store(LEN, Ordering::SeqCst);
+            reader.join().expect("the reading thread panicked")
+        })?;
+        for offset in (0..LEN).step_by(left.len()) {
+            file.write_all_at(&left, offset)?;
+        }
+        drop((map, file));
+        Ok(std::fs::remove_file(dax.mount.path("f"))?)
+    })?;
+    println!("{rounds} rounds");
+    dax.check()
+}
