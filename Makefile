@@ -28,12 +28,12 @@ help:
 	@echo '  make bench-flush      the flush loops on this machine, against libpmem'
 	@echo '  make xfstests XFSTESTS_DIR=<built tree> (SECTION= TESTS= ON=c; xfstests-config/README.md)'
 	@echo '                        MINUTES=9 RESUME=1: in shards; ACCEPT=1: keep the results as expected'
-	@echo '  make shell            a shell in the guest with the module loaded'
+	@echo '  make shell            a shell in the guest with the module loaded (PARAMS="flush_on_unmap=0")'
 	@echo
 	@echo '  make modules          build build/KERNEL/rust_pmem.ko'
 	@echo '  make modules_install  install it for the running kernel (KDIR=) or below DESTDIR='
 	@echo '  make kernels          the kernels that can be had; KERNEL= names one (default, newest, 7.3.4 …)'
-	@echo '  make fmt, clippy      rustfmt and clippy with the kernel'\''s configuration'
+	@echo '  make fmt, clippy      rustfmt (fmtcheck only looks) and clippy with the kernel'\''s configuration'
 	@echo '  make rust-analyzer    rust-project.json for an editor'
 	@echo '  make clean            remove build/;  make clean-cache removes what was cached'
 	@echo

@@ -34,7 +34,7 @@ pub(super) fn lock_folio(folio: &Folio) -> usize {
             }
             Some(entry) => {
                 xa.replace(entry.locked().to_xa());
-                trace::hwpoison(mapping.host(), xa.index(), true);
+                trace::hwpoison(mapping.host(), xa.index(), true, true);
                 Some(entry.to_xa())
             }
             // It is being given to the file.
@@ -78,7 +78,7 @@ pub(super) fn lock_mapping_entry(mapping: &AddressSpace, index: usize) -> (usize
             _ => (NOTHING, None),
         };
         drop(xa);
-        trace::hwpoison(mapping.host(), index, pfn.is_some());
+        trace::hwpoison(mapping.host(), index, false, pfn.is_some());
         return (cookie, pfn);
     }
 }

@@ -470,7 +470,7 @@ void rpmem_trace_unshare(struct inode *inode, loff_t pos, loff_t len, int err)
 	trace_rpmem_unshare(inode, pos, len, err);
 }
 
-void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool locked)
+void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool by_folio, bool locked)
 {
-	trace_rpmem_hwpoison(inode, index, locked);
+	trace_rpmem_hwpoison(inode, index, by_folio, locked);
 }

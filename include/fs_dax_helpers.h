@@ -108,6 +108,6 @@ void rpmem_trace_rw(struct inode *inode, loff_t pos, unsigned long len, unsigned
 		    long ret);
 void rpmem_trace_zero(struct inode *inode, loff_t pos, loff_t len, int err);
 void rpmem_trace_unshare(struct inode *inode, loff_t pos, loff_t len, int err);
-void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool locked);
+void rpmem_trace_hwpoison(struct inode *inode, unsigned long index, bool by_folio, bool locked);
 
 #endif /* _RPMEM_FS_DAX_HELPERS_H */

@@ -268,21 +268,27 @@ DEFINE_EVENT(rpmem_range, rpmem_unshare,
 	TP_ARGS(inode, pos, len, err)
 );
 
-/* Memory failure handling looked for the entry of a page. */
+/*
+ * Memory failure handling looked for the entry of a page: the file system by index, or the
+ * core, where the file system does not care, by folio.
+ */
 TRACE_EVENT(rpmem_hwpoison,
-	TP_PROTO(struct inode *inode, unsigned long index, bool locked),
-	TP_ARGS(inode, index, locked),
+	TP_PROTO(struct inode *inode, unsigned long index, bool by_folio, bool locked),
+	TP_ARGS(inode, index, by_folio, locked),
 	TP_STRUCT__entry(
 		RPMEM_INODE_ENTRY
 		__field(unsigned long, index)
+		__field(bool, by_folio)
 		__field(bool, locked)
 	),
 	TP_fast_assign(
 		RPMEM_INODE_ASSIGN;
 		__entry->index = index;
+		__entry->by_folio = by_folio;
 		__entry->locked = locked;
 	),
-	TP_printk(RPMEM_INODE_FMT "index %#lx %s", RPMEM_INODE_ARGS, __entry->index,
+	TP_printk(RPMEM_INODE_FMT "index %#lx by %s %s", RPMEM_INODE_ARGS, __entry->index,
+		__entry->by_folio ? "folio" : "index",
 		__entry->locked ? "locked" : "not mapped")
 );
 

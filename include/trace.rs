@@ -107,7 +107,7 @@ pub(crate) fn unshare(inode: &Inode, pos: i64, len: i64, result: &Result) {
 
 /// Memory failure handling looked for an entry.
 #[inline]
-pub(crate) fn hwpoison(inode: &Inode, index: usize, locked: bool) {
+pub(crate) fn hwpoison(inode: &Inode, index: usize, by_folio: bool, locked: bool) {
     // SAFETY: The inode is valid.
-    unsafe { bindings::rpmem_trace_hwpoison(inode.as_raw(), index, locked) };
+    unsafe { bindings::rpmem_trace_hwpoison(inode.as_raw(), index, by_folio, locked) };
 }

@@ -170,7 +170,7 @@ ensure_root_locked() {
 	[ ! -d "$root" ] || return 0
 	check_host
 	ns rm -rf "$cache"/root-*.tmp
-	step root.log "making the $suite root (toolchain, QEMU, guest programs; about 3 minutes)" make_root "$root.tmp"
+	step root.log "making the $suite root (toolchain, QEMU, guest programs; about 2 minutes)" make_root "$root.tmp"
 	mv "$root.tmp" "$root"
 }
 
@@ -344,7 +344,7 @@ make_kernel() { # VERSION DIR
 ensure_kernel_locked() { # VERSION DIR
 	[ ! -d "$cache/$2" ] || return 0
 	ns rm -rf "$cache/kernels/$1"-*.tmp
-	step "kernel-$1.log" "kernel $1: image, modules and Rust metadata (about 4 minutes)" make_kernel "$1" "$2"
+	step "kernel-$1.log" "kernel $1: image, modules and Rust metadata (about 2 minutes)" make_kernel "$1" "$2"
 	mv "$cache/$2.tmp" "$cache/$2"
 }
 

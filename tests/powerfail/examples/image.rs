@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0
 
-//! Writes the image of a kept crash point (build/results/crash/N.point), to look into it:
+//! Writes the image of a kept crash point (build/results/crash/rust-N.point or c-N.point), to look into it:
 //! `image BASE POINT media|all|random SEED OUT`. BASE is the file system before the run.
 
 use powerfail::image::{load_base, save_range, Kind, Point};

@@ -23,7 +23,7 @@ pub enum Workload {
     Huge,
     /// Mappings with MAP_SYNC, made durable from user space.
     Mapsync,
-    /// Stores in a mapping that is then unmapped, and a fence: no msync, no fsync.
+    /// Stores in a mapping that is then unmapped: no msync, no fsync.
     Unmap,
     /// write(2) with fsync, fdatasync, O_SYNC and RWF_DSYNC.
     Write,
@@ -205,7 +205,7 @@ pub enum How {
     MsyncPart,
     /// Store in a MAP_SYNC mapping, CLWB and SFENCE from user space.
     Mapsync,
-    /// mmap, store, munmap, SFENCE; no sync at all.
+    /// mmap, store, munmap; no sync at all.
     Unmap,
     /// write(2); nothing is promised.
     Write,

@@ -170,12 +170,8 @@ pub enum Tag {
     Smoke,
     /// Has a longer form, which `make stress` runs.
     Stress,
-    /// Too long for `make test`; only `make stress` runs it.
-    StressOnly,
     /// Only means something with rust_pmem.ko.
     RustOnly,
-    /// Only means something with the kernel's nd_pmem.
-    COnly,
 }
 
 /// A test as `guest --list` describes it.
@@ -293,6 +289,8 @@ const TROUBLE: &[&str] = &[
 pub fn is_trouble(message: &str) -> bool {
     let message = message.trim_start();
     TROUBLE.iter().any(|t| message.starts_with(t))
+        // Ours: a line of a Rust module begins with its name.
+        || message.contains(": BUG: ")
         || message.contains("soft lockup")
         || message.contains("Internal error")
         || message.contains("self-detected stall")
@@ -362,6 +360,8 @@ mod tests {
         let line = "[   12.345678] [  T123] WARNING: CPU: 0 PID: 1 at fs/dax.c:1";
         assert!(is_trouble(strip_stamp(line)));
         assert!(!is_trouble(strip_stamp("[    1.0] EXT4-fs warning: x")));
+        let ours = "[    1.0] rust_pmem: BUG: fs_dax: a locked entry has gone (fs_dax/x.rs:1)";
+        assert!(is_trouble(strip_stamp(ours)));
         assert_eq!(strip_stamp("[rpmem] x"), "[rpmem] x");
     }
 }

@@ -272,6 +272,7 @@ fn provenance(env: &Environment, o: &Options<'_>) -> String {
     };
     let commit = std::env::var("RPMEM_COMMIT")
         .ok()
+        .filter(|c| !c.is_empty())
         .or_else(|| git(&["describe", "--always", "--dirty"]))
         .unwrap_or_else(|| "unknown".into());
     let kernel = &env.default_kernel().name;

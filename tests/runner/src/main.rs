@@ -186,7 +186,7 @@ fn start(cli: Cli) -> Result<bool> {
         } => {
             let name = name.unwrap_or_default();
             let chosen = select(&env, &name, options, |kernel, test| {
-                !test.has(Tag::StressOnly) && (kernel == 0 || all || test.has(Tag::Smoke))
+                kernel == 0 || all || test.has(Tag::Smoke)
             })?;
             let host = !no_host && (name.is_empty() || chosen.is_empty());
             let chosen = vec![chosen; repeat].concat();
@@ -196,7 +196,7 @@ fn start(cli: Cli) -> Result<bool> {
         Cmd::Stress { name } => {
             options.stress = true;
             let chosen = select(&env, &name.unwrap_or_default(), options, |_, test| {
-                test.has(Tag::Stress) || test.has(Tag::StressOnly)
+                test.has(Tag::Stress)
             })?;
             test(&env, chosen, options, None, false)
         }
@@ -250,10 +250,8 @@ fn select<'a>(
     let mut chosen = Vec::new();
     for (at, kernel) in env.kernels.iter().enumerate() {
         for test in &tests {
-            let meant = match options.on {
-                On::Rust => !test.has(Tag::COnly),
-                On::C => !test.has(Tag::RustOnly),
-            } && !(options.c_fs_dax && test.has(Tag::RustOnly));
+            let rust = options.on == On::Rust && !options.c_fs_dax;
+            let meant = rust || !test.has(Tag::RustOnly);
             // A test asked for by name runs whatever its tags.
             let asked = !name.is_empty() && at == 0;
             let full_name = test.full_name();

@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{ensure, Context, Result};
+use anyhow::{Context, Result};
 use proto::{Event, Machine, Outcome, Request};
 
 use crate::{initramfs, Accel, Environment, GuestFile, Kernel};
@@ -231,7 +231,6 @@ pub struct Vm {
     events: Receiver<Event>,
     console: Arc<Mutex<Console>>,
     readers: Vec<JoinHandle<()>>,
-    started: Instant,
     /// Seconds from the start of QEMU until the guest was ready.
     pub boot_seconds: f64,
     /// Initramfs and socket.
@@ -276,7 +275,6 @@ impl Vm {
             events,
             console,
             readers,
-            started,
             boot_seconds: 0.0,
             _scratch: scratch,
         };
@@ -383,10 +381,6 @@ impl Vm {
         self.console.lock().unwrap().trouble.clone()
     }
 
-    pub fn pid(&self) -> u32 {
-        self.child.id()
-    }
-
     /// Asks the guest to power off and waits for it. Returns kernel trouble seen on the console.
     pub fn poweroff(mut self) -> Result<Vec<String>> {
         self.send(&Request::Poweroff)?;
@@ -406,11 +400,6 @@ impl Vm {
         }
         self.finish();
         Ok(self.trouble())
-    }
-
-    /// Seconds since QEMU was started.
-    pub fn age(&self) -> f64 {
-        self.started.elapsed().as_secs_f64()
     }
 
     /// Ends QEMU at once, as a power failure would.
@@ -510,28 +499,4 @@ fn watch_console(
             console.tail.push_back(text);
         }
     })
-}
-
-/// Runs a plan to its end in one boot and returns every event.
-pub fn run_plan(boot: Boot<'_>, limit: Duration) -> Result<Vec<Event>> {
-    ensure!(!boot.plan.is_empty(), "no plan");
-    let mut vm = Vm::boot(boot)?;
-    let end = Instant::now() + limit;
-    let mut events = Vec::new();
-    loop {
-        match vm
-            .events
-            .recv_timeout(end.saturating_duration_since(Instant::now()))
-        {
-            Ok(event) => events.push(event),
-            Err(RecvTimeoutError::Disconnected) => break,
-            Err(RecvTimeoutError::Timeout) => {
-                return Err(vm
-                    .death(format!("no end within {} s", limit.as_secs()))
-                    .into())
-            }
-        }
-    }
-    vm.wait(Duration::from_secs(10))?;
-    Ok(events)
 }

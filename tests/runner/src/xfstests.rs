@@ -260,7 +260,7 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     };
     for (section, tests) in work {
         if !run.section(&section, tests, &mut results)? {
-            results.say("time is up; --resume goes on");
+            results.say("time is up; RESUME=1 goes on");
             break;
         }
     }

@@ -473,7 +473,6 @@ fn msync_of_a_part(dax: Dax) -> Result<()> {
     flushes
         .take(&file)?
         .expect("msync of a page and a byte", 18..20)?;
-    // MS_ASYNC and WB_SYNC_NONE promise nothing.
     file.sync_all()?;
     flushes
         .take(&file)?

@@ -22,6 +22,7 @@ use crate::fixture::dax::{clone_range, on_both, on_each, punch, Model};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{same, Aligned};
+use crate::fixture::trace::Trace;
 use crate::fixture::{pattern, sh, Dax, Driver, Flushes, Fs, Mapping, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
@@ -276,6 +277,7 @@ fn pinned(dax: Dax, rust: bool) -> Result<()> {
             map.write(10 * PAGE, &data);
             let held = Held::pages(&map, 10 * PAGE, data.len())?;
             let before = rust.then(|| Counters::read(dax.disk())).transpose()?;
+            let trace = Trace::start(if rust { &["rust_pmem/rpmem_busy"] } else { &[] })?;
             let released = AtomicBool::new(false);
             std::thread::scope(|scope| -> Result<()> {
                 let changer = scope.spawn(|| {
@@ -297,6 +299,15 @@ fn pinned(dax: Dax, rust: bool) -> Result<()> {
             if let Some(before) = before {
                 let busy = Counters::read(dax.disk())?.since(&before, "busy_pages")?;
                 ensure!(busy > 0, "{what}: no page counted as in use");
+                let events = trace.take()?;
+                let index = if huge { "index 0x0" } else { "index 0xa" };
+                ensure!(
+                    events
+                        .iter()
+                        .any(|l| l.contains("rpmem_busy") && l.ends_with(index)),
+                    "{what}: no event with {index} among\n{}",
+                    events.join("\n")
+                );
             }
             drop((map, file));
         }

@@ -4,15 +4,19 @@
 
 use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
+use nix::kmod::{delete_module, init_module, DeleteModuleFlags};
 use proto::{Machine, RangeKind, Tag, MIB, PMEM_BASE};
 
-use crate::fixture::driver::{insmod, iomem, ranges, rmmod, Driver, UNLOAD_C};
+use crate::fixture::driver::{insmod, iomem, ranges, rmmod, Driver, FILE, UNLOAD_C};
 use crate::fixture::io::{read_at, same, write_at};
-use crate::fixture::{pattern, sh, KernelLog};
+use crate::fixture::{pattern, sh, KernelLog, MODULE};
 use crate::test::{Ctx, Skip, Suite};
 
 pub fn suite(s: &mut Suite) {
     s.test("bad_parameters", bad_parameters)
+        .tag(Tag::RustOnly)
+        .tag(Tag::Smoke);
+    s.test("hook_taken", hook_taken)
         .tag(Tag::RustOnly)
         .tag(Tag::Smoke);
     s.test("no_hook", no_hook)
@@ -122,11 +126,41 @@ fn bad_parameters(_ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
+/// Somebody else has redirected the functions already: EBUSY, and nothing is left behind. That is a
+/// second module of the same code.
+fn hook_taken(ctx: &Ctx) -> Result<()> {
+    const OTHER: &str = "other_dax";
+    let named = |name: &str| [name.as_bytes(), b"\0"].concat();
+    let (from, to) = (named(MODULE), named(OTHER));
+    let mut module = std::fs::read(FILE)?;
+    let mut at = 0;
+    while let Some(i) = module[at..].windows(from.len()).position(|w| w == from) {
+        module[at + i..][..to.len()].copy_from_slice(&to);
+        at += i + to.len();
+    }
+    let range = |i: usize| -> Result<[String; 2]> {
+        let (start, _) = ranges()?[i];
+        Ok([format!("phys_addr={start:#x}"), "size=64M".into()])
+    };
+    let params = std::ffi::CString::new(range(0)?.join(" "))?;
+    init_module(&module, &params).context("the other module")?;
+    let [address, size] = range(1)?;
+    let result = refused(
+        &[&address, &size],
+        Errno::EBUSY,
+        "cannot be redirected (EBUSY): a livepatch has one of them",
+    );
+    let name = std::ffi::CString::new(OTHER)?;
+    delete_module(&name, DeleteModuleFlags::O_NONBLOCK)?;
+    result?;
+    Driver::load(ctx, &[])?.unload()
+}
+
 /// Without function tracing nothing can be hooked: EBUSY, and the message names the way out, which
 /// works.
 fn no_hook(ctx: &Ctx) -> Result<()> {
     const ENABLED: &str = "/proc/sys/kernel/ftrace_enabled";
-    // Later kernels have the file, but what it says is so for ever.
+    // 7.3 has the file, but what it says is so for ever: it cannot come to this.
     if let Err(e) = std::fs::write(ENABLED, "0") {
         bail!(Skip(format!(
             "function tracing cannot be switched off: {e}"
