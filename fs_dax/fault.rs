@@ -162,6 +162,12 @@ fn pte_fault(
             iter.leave();
             break Ok(());
         }
+        // To xfs the end would be that of copy-on-write at the same place, which somebody may have
+        // prepared since.
+        if !iter.iomap().is_shared() {
+            iter.leave();
+            break Ok(());
+        }
         if let Err(e) = iter.advance(PAGE_SIZE as u64) {
             break Err(e);
         }
@@ -225,7 +231,7 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
             result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER, &copies);
         }
         let done = result != FaultResult::FALLBACK && result != FaultResult::NONE;
-        if !done || iter.advance(size).is_err() {
+        if !done || !iter.iomap().is_shared() || iter.advance(size).is_err() {
             iter.leave();
             break;
         }
@@ -424,6 +430,13 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
         pass_on(mapping, xa.index(), entry);
         return FaultResult::NOPAGE;
     };
+    // What is copied on write has to stay as it is.
+    if making::are_copied(mapping) {
+        pass_on(mapping, xa.index(), entry);
+        drop(xa);
+        making::give_way(mapping);
+        return FaultResult::NOPAGE;
+    }
     xa.replace(entry.locked().to_xa());
     xa.set_mark(Mark::Dirty);
     let locked = LockedEntry::adopt(mapping, xa.index(), entry);

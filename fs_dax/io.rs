@@ -63,7 +63,10 @@ use crate::{
             Kiocb, //
         },
         pmem::Pmem,
-        task,
+        task::{
+            self,
+            NoPageFaults, //
+        },
         trace, //
     },
 };
@@ -71,6 +74,12 @@ use kernel::prelude::*;
 
 /// Pages zeroed before others may run.
 const ZERO_BATCH: usize = 512;
+
+/// Bytes of the caller's memory that are made to be there before a write(2) that cannot wait for them.
+const FAULT_IN: usize = 1 << 20;
+
+/// How often memory may be gone again when it is copied from, without a byte of progress.
+const PATIENCE: usize = 100;
 
 /// C's `dax_iomap_direct_access()`: the memory of up to `nr` pages of an extent, from the page with
 /// the file's byte `pos` on; at least one page.
@@ -150,9 +159,23 @@ pub(super) fn iomap_rw(
     }
 
     let mut iter = IomapIter::new(inode, start, len as u64, why);
+    // Where blocks can be shared, faults leave such blocks alone from before the first lookup on. This
+    // must not last as long as somebody likes who is asked for the caller's memory: nothing is waited
+    // for then, and the memory made to be there before.
+    let may_share = write && iocb.may_share_blocks();
     let mut copies = None;
+    let mut settled = false;
+    let mut stuck = 0;
+    let mut cow = false;
     let mut written = WrittenBack::nothing();
     let result = loop {
+        if may_share && copies.is_none() {
+            if !user.fault_in(FAULT_IN) {
+                break Err(EFAULT);
+            }
+            copies = Some(Making::copies(mapping));
+            settled = false;
+        }
         let making = write.then(|| Making::blocks(mapping));
         let next = iter.next(ops);
         drop(making);
@@ -161,16 +184,40 @@ pub(super) fn iomap_rw(
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
         }
-        if write && iter.iomap().is_shared() && copies.is_none() {
-            match keep_faults_off(&mut iter) {
-                Ok(making) => copies = Some(making),
-                Err(e) => break Err(e),
+        let shared = write && iter.iomap().is_shared();
+        if shared && !settled {
+            if let Err(e) = wait_for_faults(&mut iter) {
+                break Err(e);
             }
+            settled = true;
             continue;
         }
-        let (result, stored) = rw_extent(&mut iter, user, write);
+        cow |= shared;
+        let from = iter.pos();
+        let (result, stored) = {
+            let _no_faults = may_share.then(NoPageFaults::new);
+            rw_extent(&mut iter, user, write)
+        };
         written = before_end(&iter, written.and(stored));
-        if let Err(e) = result {
+        let moved = iter.pos() != from;
+        stuck = if moved { 0 } else { stuck + 1 };
+        if result == Err(EFAULT) && may_share && stuck < PATIENCE {
+            // The end of what was copied; the rest anew, when its source is there.
+            if moved && shared {
+                if let Err(e) = iter.next(ops) {
+                    break Err(e);
+                }
+            }
+            iter.again();
+            copies = None;
+        } else if may_share && !shared && moved {
+            // To xfs its end would be that of copy-on-write at the same place, which a fault that is
+            // tried again may have prepared.
+            if result.is_err() || iter.is_done() {
+                break result;
+            }
+            iter.again();
+        } else if let Err(e) = result {
             iter.fail(e);
         }
     };
@@ -179,7 +226,7 @@ pub(super) fn iomap_rw(
     if write {
         // What write(2) has stored is durable when it returns, up to metadata.
         let _: Durable = written.fence();
-        if copies.is_some() && done > 0 {
+        if cow && done > 0 {
             // Pages dirtied since are of the new blocks and stay.
             let _ = mapping.invalidate(
                 start as usize >> PAGE_SHIFT,
@@ -207,20 +254,19 @@ fn before_end(iter: &IomapIter<'_>, written: WrittenBack) -> WrittenBack {
     written
 }
 
-/// The extent at hand has the first blocks for copy-on-write of an operation. As long as the returned
-/// value lives no fault touches such blocks of the file (see [`super::making`]); those that did have
-/// come to their end, and what they have stored is durable and not mapped any more. The blocks may be
-/// the file's now: they are to be looked up again, which [`IomapIter::next`] does.
-fn keep_faults_off(iter: &mut IomapIter<'_>) -> Result<Making> {
+/// The extent at hand has the first blocks for copy-on-write of an operation that faults are to stay
+/// away from ([`Making::copies`]). Those that did not have come to their end after this, and what they
+/// have stored is durable and not mapped any more. The blocks may be the file's now: they are to be
+/// looked up again, which [`IomapIter::next`] does.
+fn wait_for_faults(iter: &mut IomapIter<'_>) -> Result {
     let mapping = iter.inode().mapping();
-    let copies = Making::copies(mapping);
     let first = iter.pos() as usize >> PAGE_SHIFT;
     let last = (iter.end() - 1) as usize >> PAGE_SHIFT;
     // Also if this fails the extent must not be ended: a fault may have it.
     iter.again();
     writeback::clean(mapping, Stats::write_cache(mapping), first, last, &mut 0)?;
     let _ = mapping.invalidate(first, last);
-    Ok(copies)
+    Ok(())
 }
 
 /// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent.
@@ -314,7 +360,7 @@ fn rw_extent(
             return (Err(e), written);
         }
         if done == 0 {
-            return (Err(EFAULT), written);
+            return (Err(if recover { EIO } else { EFAULT }), written);
         }
         if done < mem.len() {
             break;
@@ -336,9 +382,9 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             Err(e) => break Err(e),
         }
         if iter.iomap().is_shared() && copies.is_none() {
-            match keep_faults_off(&mut iter) {
-                Ok(making) => copies = Some(making),
-                Err(e) => break Err(e),
+            copies = Some(Making::copies(inode.mapping()));
+            if let Err(e) = wait_for_faults(&mut iter) {
+                break Err(e);
             }
             continue;
         }
@@ -349,7 +395,11 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
                 zeroed += iter.pos() - from;
                 written = before_end(&iter, written.and(stored));
             }
-            Err(e) => iter.fail(e),
+            Err(e) => {
+                // Also of what was done before it went wrong.
+                written = before_end(&iter, written);
+                iter.fail(e);
+            }
         }
     };
     let _: Durable = written.fence();
@@ -459,15 +509,19 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
             Err(e) => break Err(e),
         }
         if iter.iomap().is_shared() && copies.is_none() {
-            match keep_faults_off(&mut iter) {
-                Ok(making) => copies = Some(making),
-                Err(e) => break Err(e),
+            copies = Some(Making::copies(inode.mapping()));
+            if let Err(e) = wait_for_faults(&mut iter) {
+                break Err(e);
             }
             continue;
         }
         match unshare_extent(&mut iter) {
             Ok(stored) => written = before_end(&iter, written.and(stored)),
-            Err(e) => iter.fail(e),
+            Err(e) => {
+                // Also of what was done before it went wrong.
+                written = before_end(&iter, written);
+                iter.fail(e);
+            }
         }
     };
     let _: Durable = written.fence();

@@ -30,11 +30,17 @@
 //! at the same page would each copy the old bytes over what the other has stored, and a write(2) that
 //! fails would free what the fault maps.
 //!
-//! - Who is no fault and gets such blocks says so ([`Making::copies`]), waits for the faults that have
-//!   entries locked, and looks the blocks up again.
+//! They are made ready for more than was asked for: also in place of blocks that are not shared, and
+//! whoever asks after that is given them. The end of an extent that was looked up before makes them the
+//! file's too, filled or not.
+//!
+//! - Who is no fault and may get such blocks says so before it asks ([`Making::copies`]). With the first
+//!   ones it waits for the faults that have entries locked, and looks the blocks up again.
 //! - A write fault that is told of such blocks meanwhile ([`Copies`]) is tried again ([`give_way`]).
-//!   To copy from its caller's memory a write(2) may need faults, but only to read.
-//! - A fault that fails leaves the blocks as they are ([`IomapIter::leave`]).
+//!   A write(2) does not wait for its caller's memory meanwhile: that would be for somebody else to
+//!   end, who may be such a fault.
+//! - A fault that fails leaves the blocks as they are ([`IomapIter::leave`]). Who was given blocks that
+//!   are not shared does not end the extent.
 //!
 //! [`IomapIter::leave`]: crate::include::iomap::IomapIter::leave
 
@@ -149,11 +155,17 @@ impl Copies {
     }
 }
 
+/// Whether somebody who is no fault writes to blocks for copy-on-write.
+#[inline]
+pub(super) fn are_copied(mapping: &AddressSpace) -> bool {
+    COPIES.any(mapping)
+}
+
 /// For a fault that is to be tried again: sleeps for a moment if it was because of copy-on-write. The
 /// entry must be unlocked, as the other side may be waiting for it.
 #[inline]
 pub(super) fn give_way(mapping: &AddressSpace) {
-    if COPIES.any(mapping) {
+    if are_copied(mapping) {
         fsleep(Delta::from_millis(1));
     }
 }

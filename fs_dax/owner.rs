@@ -55,7 +55,14 @@ pub(super) fn associate(mapping: &AddressSpace, index: usize, entry: Entry, shar
         || (entry.is_pmd() && HELD.load(Relaxed) != 0);
     let _sharing = shared.then(SharingLock::new);
     if shared {
-        let mut owner = folio.lock_share();
+        let (folio, mut owner) = loop {
+            let folio = pages.folio();
+            let owner = folio.lock_share();
+            // Whoever takes it apart has that lock.
+            if core::ptr::eq(folio, pages.folio()) {
+                break (folio, owner);
+            }
+        };
         if !owner.is_free() || folio.is_held_together() {
             // A page may be part of a folio of another file's PMD, not the other way round.
             let fits = folio.order() >= entry.order();

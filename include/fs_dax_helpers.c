@@ -15,6 +15,7 @@
 #include <linux/poison.h>
 #include <linux/sched/signal.h>
 #include <linux/timer.h>
+#include <linux/uaccess.h>
 #include <linux/uio.h>
 #include <linux/userfaultfd_k.h>
 #include <linux/vmstat.h>
@@ -397,6 +398,16 @@ size_t rpmem_iov_iter_count(const struct iov_iter *i)
 bool rpmem_iov_iter_is_write(const struct iov_iter *i)
 {
 	return iov_iter_rw(i) == WRITE;
+}
+
+void rpmem_pagefault_disable(void)
+{
+	pagefault_disable();
+}
+
+void rpmem_pagefault_enable(void)
+{
+	pagefault_enable();
 }
 
 void rpmem_trace_fault(struct inode *inode, unsigned long index, unsigned int order,

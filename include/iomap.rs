@@ -197,6 +197,12 @@ impl<'a> IomapIter<'a> {
         self.raw.pos
     }
 
+    /// Whether nothing is left of the range.
+    #[inline]
+    pub(crate) fn is_done(&self) -> bool {
+        self.raw.len == 0
+    }
+
     /// The byte of the file behind the range that is left.
     #[inline]
     pub(crate) fn end(&self) -> u64 {

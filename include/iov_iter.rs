@@ -44,6 +44,14 @@ impl<'a> IovIter<'a> {
         unsafe { bindings::rpmem_iov_iter_is_write(self.0) }
     }
 
+    /// `fault_in_iov_iter_readable()`: sees to it that up to `len` bytes of the user's memory can be
+    /// read, for now. False: not even the first one. May sleep.
+    pub(crate) fn fault_in(&self, len: usize) -> bool {
+        let len = len.min(self.count());
+        // SAFETY: Valid.
+        len == 0 || unsafe { bindings::fault_in_iov_iter_readable(self.0, len) } < len
+    }
+
     /// Copies into `mem`, past the cache, and returns how many bytes: fewer if the user's memory
     /// faults. What was copied is durable after a fence. May sleep.
     #[inline]
@@ -88,6 +96,13 @@ impl<'a> Kiocb<'a> {
     pub(crate) fn inode(&self) -> &'a Inode {
         // SAFETY: The request holds the file, the file its inode.
         unsafe { Inode::from_raw((*(*self.0.ki_filp).f_mapping).host) }
+    }
+
+    /// Whether the file's blocks can be other files' as well (reflink).
+    #[inline]
+    pub(crate) fn may_share_blocks(&self) -> bool {
+        // SAFETY: The request holds the file; an open one has operations.
+        unsafe { (*(*self.0.ki_filp).f_op).remap_file_range.is_some() }
     }
 
     /// `ki_pos`.

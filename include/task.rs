@@ -5,6 +5,7 @@
 //! C header: [`include/linux/sched.h`](srctree/include/linux/sched.h)
 
 use super::bindings;
+use kernel::types::NotThreadSafe;
 
 /// Lets others run if they should. Context: may sleep.
 #[inline]
@@ -18,6 +19,27 @@ pub(crate) fn cond_resched() {
 pub(crate) fn need_resched() -> bool {
     // SAFETY: Has no requirements.
     unsafe { bindings::rpmem_need_resched() }
+}
+
+/// `pagefault_disable()`: accesses to user memory that is not there fail, while this lives.
+pub(crate) struct NoPageFaults(NotThreadSafe);
+
+impl NoPageFaults {
+    /// From now on.
+    #[inline]
+    pub(crate) fn new() -> Self {
+        // SAFETY: Has no requirements.
+        unsafe { bindings::rpmem_pagefault_disable() };
+        Self(NotThreadSafe)
+    }
+}
+
+impl Drop for NoPageFaults {
+    #[inline]
+    fn drop(&mut self) {
+        // SAFETY: Disabled by `new`, in this thread.
+        unsafe { bindings::rpmem_pagefault_enable() };
+    }
 }
 
 /// Whether this thread is to be killed.

@@ -38,6 +38,12 @@ pub fn suite(s: &mut Suite) {
         "a fault and a write(2) copy the same old bytes over what the other has stored",
     );
     add(
+        "store_and_write_beside_copy",
+        &[Fs::Xfs],
+        store_and_write_beside_copy,
+        "xfs makes blocks for copy-on-write ready for neighbours too, and ends them with theirs",
+    );
+    add(
         "store_and_failed_write",
         &[Fs::Xfs],
         store_and_failed_write,
@@ -57,13 +63,17 @@ const OLD: u8 = 0x11;
 const STORED: u8 = 0x22;
 const WRITTEN: u8 = 0x33;
 
-/// Runs `write` on a file that shares all its blocks with another one, while another thread stores one
-/// byte, then `check` with the offset of that byte; again and again.
+/// Where a thread stores one byte after the other.
+type Stores = [u64; 2];
+
+/// Runs `write` on a file that shares all its blocks, or every second one, with another one, while
+/// another thread stores to two pages beside each other, then `check`; again and again.
 fn copies(
     dax: &Dax,
     time: Duration,
+    all: bool,
     write: impl Fn(&File) -> Result<()> + Sync,
-    check: impl Fn(&File, &Mapping, u64) -> Result<()>,
+    check: impl Fn(&File, &Mapping, Stores) -> Result<()>,
 ) -> Result<()> {
     let origin = dax.mount.create("origin")?;
     origin.write_all_at(&[OLD; (PAGES * PAGE) as usize], 0)?;
@@ -87,18 +97,25 @@ fn copies(
                 std::hint::spin_loop();
             }
             map.touch(offset, STORED);
+            map.touch(offset ^ PAGE, STORED);
             start.wait();
         });
         let result = until(end, &failed, || {
             rounds += 1;
             clone_range(&origin, 0, PAGES * PAGE, &file, 0).context("clone")?;
+            if !all {
+                for page in (1..PAGES).step_by(2) {
+                    file.write_all_at(&[OLD; PAGE as usize], page * PAGE)?;
+                }
+            }
             at.store(rng.below(PAGES * PAGE), Ordering::SeqCst);
             delay.store(rng.below(400_000), Ordering::SeqCst);
             start.wait();
             let result = write(&file);
             start.wait();
             result?;
-            check(&file, &map, at.load(Ordering::SeqCst)).with_context(|| format!("round {rounds}"))
+            let at = at.load(Ordering::SeqCst);
+            check(&file, &map, [at, at ^ PAGE]).with_context(|| format!("round {rounds}"))
         });
         at.store(u64::MAX, Ordering::SeqCst);
         start.wait();
@@ -111,12 +128,22 @@ fn copies(
 /// A write(2) of all but the ends of the file. What it has written stays, or what was stored there;
 /// what was stored beside it stays.
 fn store_and_write_copy(dax: Dax, time: Duration) -> Result<()> {
+    store_and_write(dax, time, true)
+}
+
+/// The same where every second block is not shared.
+fn store_and_write_beside_copy(dax: Dax, time: Duration) -> Result<()> {
+    store_and_write(dax, time, false)
+}
+
+fn store_and_write(dax: Dax, time: Duration, all: bool) -> Result<()> {
     const END: u64 = 1000;
     let written = END..PAGES * PAGE - END;
     let new = [WRITTEN; (PAGES * PAGE - 2 * END) as usize];
     copies(
         &dax,
         time,
+        all,
         |file| Ok(file.write_all_at(&new, END)?),
         |file, map, stored| {
             let mut data = [0; (PAGES * PAGE) as usize];
@@ -126,13 +153,13 @@ fn store_and_write_copy(dax: Dax, time: Duration) -> Result<()> {
                 "the mapping and read(2) differ"
             );
             for (i, &byte) in (0..).zip(&data) {
-                let right = match (i == stored, written.contains(&i)) {
+                let right = match (stored.contains(&i), written.contains(&i)) {
                     (true, true) => byte == STORED || byte == WRITTEN,
                     (true, false) => byte == STORED,
                     (false, true) => byte == WRITTEN,
                     (false, false) => byte == OLD,
                 };
-                ensure!(right, "{byte:#x} at {i:#x}; stored to at {stored:#x}");
+                ensure!(right, "{byte:#x} at {i:#x}; stored to at {stored:x?}");
             }
             Ok(())
         },
@@ -140,16 +167,17 @@ fn store_and_write_copy(dax: Dax, time: Duration) -> Result<()> {
     dax.check()
 }
 
-/// A write(2) that cannot read its caller's memory. What was stored is in the file, in a block that is
-/// the file's.
+/// A write(2) that cannot read its caller's memory, or only the first page. What was stored is in the
+/// file, in a block that is the file's.
 fn store_and_failed_write(dax: Dax, time: Duration) -> Result<()> {
-    // Of this process, but not to be read.
-    let nothing = Mapping::with_anonymous(PAGES * PAGE)?;
+    // One page, and what follows is not to be read.
+    let source = Mapping::with_anonymous(PAGES * PAGE)?;
+    source.write(0, &[OLD; PAGE as usize]);
     // SAFETY: The mapping is there, and nobody has a reference into it.
     let n = unsafe {
         libc::mprotect(
-            nothing.as_ptr().cast(),
-            (PAGES * PAGE) as usize,
+            source.as_ptr().wrapping_add(PAGE as usize).cast(),
+            ((PAGES - 1) * PAGE) as usize,
             libc::PROT_NONE,
         )
     };
@@ -157,35 +185,41 @@ fn store_and_failed_write(dax: Dax, time: Duration) -> Result<()> {
     copies(
         &dax,
         time,
+        true,
         |file| {
-            let len = (PAGES * PAGE) as usize;
-            // SAFETY: Plain numbers, and an address that the kernel finds to be bad.
-            let n = unsafe { libc::pwrite(file.as_raw_fd(), nothing.as_ptr().cast(), len, 0) };
-            let got = Errno::result(n);
-            ensure!(got == Err(Errno::EFAULT), "pwrite: {got:?}");
+            for (first, want) in [(PAGE, Err(Errno::EFAULT)), (0, Ok(PAGE as isize))] {
+                let first = source.as_ptr().wrapping_add(first as usize).cast();
+                let len = ((PAGES - 1) * PAGE) as usize;
+                // SAFETY: Plain numbers; the kernel finds out what can be read.
+                let n = unsafe { libc::pwrite(file.as_raw_fd(), first, len, 0) };
+                let got = Errno::result(n);
+                ensure!(got == want, "pwrite: {got:?}, not {want:?}");
+            }
             Ok(())
         },
         |file, map, stored| {
             let mut data = [0; (PAGES * PAGE) as usize];
             file.read_exact_at(&mut data, 0)?;
             for (i, &byte) in (0..).zip(&data) {
-                let want = if i == stored { STORED } else { OLD };
+                let want = if stored.contains(&i) { STORED } else { OLD };
+                // The first page was written.
                 ensure!(
-                    byte == want,
-                    "{byte:#x} at {i:#x}; stored to at {stored:#x}"
+                    byte == want || (i < PAGE && byte == OLD),
+                    "{byte:#x} at {i:#x}; stored to at {stored:x?}"
                 );
             }
-            let page = stored / PAGE * PAGE;
-            let mapped = map.physical(page)?;
-            let block = dax.disk().start + physical(file, page)?;
-            ensure!(
-                mapped.is_none_or(|mapped| mapped == block),
-                "the page at {page:#x} is mapped at {mapped:x?}, and its block is at {block:#x}"
-            );
+            for page in stored.map(|at| at / PAGE * PAGE) {
+                let mapped = map.physical(page)?;
+                let block = dax.disk().start + physical(file, page)?;
+                ensure!(
+                    mapped.is_none_or(|mapped| mapped == block),
+                    "the page at {page:#x} is mapped at {mapped:x?}, and its block is at {block:#x}"
+                );
+            }
             Ok(())
         },
     )?;
-    drop(nothing);
+    drop(source);
     dax.check()
 }
 
