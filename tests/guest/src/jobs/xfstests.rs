@@ -29,6 +29,8 @@ pub fn run(ctx: &Ctx, section: &str, limit_s: u64, tests: &[&str]) -> Result<()>
     ensure!(driver.disks().len() >= 2, "xfstests needs two disks");
     // A device for dm-log-writes, which must not be DAX-capable.
     sh("modprobe brd rd_nr=1 rd_size=1048576")?;
+    // Without udevd nobody makes /dev/loop-control, which loads it.
+    sh("modprobe loop")?;
     for dir in ["/mnt/test", "/mnt/scratch", RESULTS] {
         fs::create_dir_all(dir)?;
     }
