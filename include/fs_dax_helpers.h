@@ -88,9 +88,10 @@ size_t rpmem_copy_mc_to_iter(void *from, size_t bytes, struct iov_iter *i);
 size_t rpmem_iov_iter_count(const struct iov_iter *i);
 bool rpmem_iov_iter_is_write(const struct iov_iter *i);
 
-/* rust_pmem_trace.h: one function per event */
 void rpmem_pagefault_disable(void);
 void rpmem_pagefault_enable(void);
+
+/* rust_pmem_trace.h: one function per event */
 void rpmem_trace_fault(struct inode *inode, unsigned long index, unsigned int order,
 		       unsigned int flags, unsigned int result);
 void rpmem_trace_ahead(struct inode *inode, unsigned long index, unsigned long nr, bool write);

@@ -35,7 +35,6 @@ pub(crate) struct State {
     index: u32,
     /// Sectors of the disk that must not be read.
     #[pin]
-    /// Sectors that cannot be read.
     pub(super) bad_blocks: BadBlocks,
     /// Set once the device has it; a memory failure before that is the core's.
     pub(super) dax: SetOnce<Arc<DaxDevice>>,
