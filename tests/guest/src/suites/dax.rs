@@ -30,10 +30,10 @@ pub fn suite(s: &mut Suite) {
         s.test(format!("map_sync_{fs}"), move |ctx| map_sync(ctx, fs));
         s.test(format!("remount_{fs}"), move |ctx| remount(ctx, fs));
         s.test(format!("bad_block_in_file_{fs}"), move |ctx| {
-            bad_block_in_file(load(ctx)?, fs)
+            bad_block_in_file(load(ctx)?, fs, Errno::EFAULT)
         });
         s.test(format!("bad_block_in_file_rust_{fs}"), move |ctx| {
-            bad_block_in_file(Driver::load(ctx, &[])?, fs)
+            bad_block_in_file(Driver::load(ctx, &[])?, fs, Errno::EIO)
         })
         .tag(Tag::RustOnly);
         for (name, cpu) in [
@@ -252,9 +252,9 @@ fn remount(ctx: &Ctx, fs: Fs) -> Result<()> {
 }
 
 /// A bad block in a file: EIO from read(2) and SIGBUS from a load, until write(2) replaces the
-/// page. Zeroing a part of the page is an error as well; zeroing the whole page, or cutting it off,
-/// gives it up.
-fn bad_block_in_file(driver: Driver, fs: Fs) -> Result<()> {
+/// page. A write(2) that begins inside the page is an error (C's says EFAULT, ours EIO), zeroing a
+/// part of the page as well; zeroing the whole page, or cutting it off, gives it up.
+fn bad_block_in_file(driver: Driver, fs: Fs, inside: Errno) -> Result<()> {
     let disk = driver.disk(0);
     let made = fs.make(disk)?;
     let mount = made.mount("dax=always")?;
@@ -278,6 +278,17 @@ fn bad_block_in_file(driver: Driver, fs: Fs) -> Result<()> {
     ))?;
     ensure!(said.contains("Bus error"), "a load of a bad block: {said}");
     let data = pattern(2, bad, PAGE as usize);
+    for (at, len) in [(bad + 100, 200), (bad + 512, PAGE as usize)] {
+        let e = file
+            .write_at(&data[..len], at)
+            .expect_err("wrote into a bad page");
+        ensure!(errno_of(&e) == inside, "write(2) at {at:#x}: {e}");
+    }
+    ensure!(
+        disk.sysfs("badblocks")? == format!("{sector} 8"),
+        "the list is '{}'",
+        disk.sysfs("badblocks")?
+    );
     file.write_all_at(&data, bad)?;
     file.read_exact_at(&mut page, bad)?;
     same("rewritten", &page, &data)?;

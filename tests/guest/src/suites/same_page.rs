@@ -8,17 +8,19 @@ use std::fs::File;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::channel;
 use std::sync::Barrier;
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
+use nix::unistd::gettid;
 use proto::{Machine, Tag};
 
 use super::races::{until, Rng};
 use crate::fixture::dax::{clone_range, on_each};
 use crate::fixture::fs::{fallocate, physical};
-use crate::fixture::{Dax, Fs, Mapping, MIB, PAGE, PMD};
+use crate::fixture::{sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
@@ -54,6 +56,7 @@ pub fn suite(s: &mut Suite) {
         load_and_make,
         "ext4 gives out blocks before it has zeroed them (generic/346)",
     );
+    s.test("slow_source", slow_source).limit(120);
 }
 
 /// Pages of the file.
@@ -269,4 +272,111 @@ fn load_and_make(dax: Dax, time: Duration) -> Result<()> {
     drop(file);
     println!("{rounds} rounds");
     dax.check()
+}
+
+/// A write(2) for copy-on-write from memory that somebody takes his time to provide, here a disk
+/// that is suspended: from the first byte on, or in the middle. Stores to the file's mapping do not
+/// wait for it.
+fn slow_source(ctx: &Ctx) -> Result<()> {
+    const LEN: u64 = 4 * MIB;
+    let driver = Driver::load(ctx, &[])?;
+    let dax = Dax::on(driver.disk(0), Fs::Xfs)?;
+    let disk = driver.disk(1);
+    File::options()
+        .write(true)
+        .open(&disk.path)?
+        .write_all_at(&[WRITTEN; LEN as usize], 0)?;
+    sh(format!(
+        "dmsetup create slow --table '0 {} linear {} 0' && dmsetup mknodes slow",
+        LEN / 512,
+        disk.path
+    ))?;
+    let origin = dax.mount.create("origin")?;
+    origin.write_all_at(&[OLD; LEN as usize], 0)?;
+    for loaded in [0, 3 * MIB / 2] {
+        sh("echo 3 > /proc/sys/vm/drop_caches")?;
+        let file = dax.mount.create("f")?;
+        clone_range(&origin, 0, 0, &file, 0)?;
+        let map = Mapping::shared(&file, 0, LEN)?;
+        let slow = File::open("/dev/mapper/slow")?;
+        let source = Mapping::read_only(&slow, 0, LEN)?;
+        source.madvise(0, LEN, libc::MADV_RANDOM)?;
+        for offset in (0..loaded).step_by(PAGE as usize) {
+            source.peek(offset);
+        }
+        sh("dmsetup suspend slow")?;
+
+        // All but the last page.
+        let written = 0..LEN - PAGE;
+        let stored = [5 * PAGE, 3 * MIB, LEN - PAGE];
+        let (tid, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (sender, ended) = channel();
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                tid.store(gettid().as_raw() as u64, Ordering::SeqCst);
+                let len = (written.end - written.start) as usize;
+                // SAFETY: Plain numbers; the kernel finds out what can be read.
+                let n = unsafe { libc::pwrite(file.as_raw_fd(), source.as_ptr().cast(), len, 0) };
+                done.store(true, Ordering::SeqCst);
+                Errno::result(n).map(|n| n as usize == len)
+            });
+            let waits = wait_until_asleep(&tid);
+            scope.spawn(|| {
+                for at in stored {
+                    map.touch(at, STORED);
+                }
+                let _ = sender.send(());
+            });
+            let stores = ended.recv_timeout(Duration::from_secs(20));
+            let early = done.load(Ordering::SeqCst);
+            // Before anything can fail here: nobody could be waited for else.
+            sh("dmsetup resume slow")?;
+            let wrote = writer.join().expect("the writing thread panicked");
+            waits?;
+            ensure!(!early, "the write(2) did not wait for its source");
+            ensure!(
+                stores.is_ok(),
+                "{loaded} bytes loaded: stores waited for somebody else's write(2)"
+            );
+            ensure!(wrote == Ok(true), "write(2): {wrote:?}");
+            Ok(())
+        })?;
+        let mut data = vec![0; LEN as usize];
+        file.read_exact_at(&mut data, 0)?;
+        for (i, &byte) in (0..).zip(&data) {
+            // The write(2) had passed what was loaded.
+            let last = stored.contains(&i) && (i < loaded || !written.contains(&i));
+            let want = match written.contains(&i) {
+                _ if last => STORED,
+                true => WRITTEN,
+                false => OLD,
+            };
+            ensure!(byte == want, "{byte:#x}, not {want:#x}, at {i:#x}");
+        }
+        drop((map, source, slow, file));
+        std::fs::remove_file(dax.mount.path("f"))?;
+    }
+    sh("dmsetup remove slow")?;
+    drop(origin);
+    dax.check()?;
+    driver.unload()
+}
+
+/// Until a thread, when it has said which, has been in an uninterruptible sleep for a second.
+fn wait_until_asleep(tid: &AtomicU64) -> Result<()> {
+    let end = Instant::now() + Duration::from_secs(30);
+    let mut asleep = 0;
+    while asleep < 20 {
+        std::thread::sleep(Duration::from_millis(50));
+        ensure!(Instant::now() < end, "the writer does not sleep");
+        let stat = std::fs::read_to_string(format!(
+            "/proc/self/task/{}/stat",
+            tid.load(Ordering::SeqCst)
+        ));
+        // PID (NAME) STATE
+        let sleeps =
+            stat.is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('D')));
+        asleep = if sleeps { asleep + 1 } else { 0 };
+    }
+    Ok(())
 }
