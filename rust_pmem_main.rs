@@ -17,14 +17,12 @@ mod include;
 use drivers::pmem;
 use fs_dax::FsDax;
 use include::{
+    debugfs,
     fs_dax_ops::Attached,
     module_param,
     reboot::RebootNotifier, //
 };
-use kernel::{
-    debugfs,
-    prelude::*, //
-};
+use kernel::prelude::*;
 
 module! {
     type: RustPmem,
@@ -51,7 +49,7 @@ impl kernel::Module for RustPmem {
         })?;
         pr_info!("cache lines are written back by {isa:?}\n");
 
-        let debugfs = debugfs::Dir::new(c"rust_pmem");
+        let debugfs = debugfs::Dir::new(c"rust_pmem")?;
         let reboot = KBox::pin_init(RebootNotifier::new(pmem::flush), GFP_KERNEL)?;
         // Before the first disk: what handles a file system's DAX is the same for all its life.
         let fs_dax = if module_param::fs_dax() {

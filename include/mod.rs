@@ -10,6 +10,7 @@ pub(crate) mod bio;
 pub(crate) mod cpu;
 pub(crate) mod dax_access;
 pub(crate) mod dax_device;
+pub(crate) mod debugfs;
 pub(crate) mod dev_pagemap;
 pub(crate) mod errno;
 pub(crate) mod folio;

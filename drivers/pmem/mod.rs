@@ -30,6 +30,7 @@ use crate::{
     },
     include::{
         dax_device,
+        debugfs,
         dev_pagemap::Pagemap,
         gendisk::GenDisk,
         resource::{self, MemRegion}, //
@@ -37,7 +38,6 @@ use crate::{
 };
 use device::State;
 use kernel::{
-    debugfs,
     prelude::*,
     str::CString,
     sync::{
@@ -57,8 +57,7 @@ pub(crate) struct Devices {
 /// The fields are in the order in which C's pmem_release_disk() and what follows it take a device
 /// down: no more direct access, no more disk, and last the pages and the reservation.
 struct Disk {
-    _counters: [Pin<KBox<debugfs::File<Arc<Device>>>>; 2],
-    _debugfs: debugfs::Dir,
+    _counters: [debugfs::File<Arc<Device>>; 2],
     _dax: dax_device::Registration<Device>,
     _disk: GenDisk<Device>,
     _device: Arc<Device>,
@@ -118,16 +117,10 @@ impl Disk {
 
         // What can fail comes before the disk is added, what cannot comes after.
         let name = CString::try_from_fmt(fmt!("rpmem{index}"))?;
-        let dir = debugfs.subdir(&name);
+        let dir = debugfs.subdir(&name)?;
         let counters = [
-            KBox::pin_init(
-                dir.read_callback_file(c"driver", device.clone(), &show_counters),
-                GFP_KERNEL,
-            )?,
-            KBox::pin_init(
-                dir.read_callback_file(c"fs_dax", device.clone(), &show_fs_dax),
-                GFP_KERNEL,
-            )?,
+            dir.file(c"driver", device.clone(), show_counters)?,
+            dir.file(c"fs_dax", device.clone(), show_fs_dax)?,
         ];
         let mut disk = disk::new(device.clone(), node)?;
         let dax = dax_device::Registration::new(&disk, device.clone())?;
@@ -148,7 +141,6 @@ impl Disk {
         }
         Ok(Self {
             _counters: counters,
-            _debugfs: dir,
             _dax: dax,
             _disk: disk,
             _device: device,

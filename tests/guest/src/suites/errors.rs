@@ -4,6 +4,7 @@
 //! that is in use. And what must not be touched: other file systems, tracing, the C layer.
 
 use std::fs::File;
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,12 @@ pub fn suite(s: &mut Suite) {
         .c_is_wrong(DIRTY_FOR_EVER);
     s.test("rmmod_while_mounted", rmmod_while_mounted)
         .tag(Tag::RustOnly);
+    s.test(
+        "rmmod_while_counters_are_read",
+        rmmod_while_counters_are_read,
+    )
+    .tag(Tag::RustOnly)
+    .tag(Tag::Smoke);
     s.test("others_keep_c", others_keep_c)
         .tag(Tag::RustOnly)
         .tag(Tag::Smoke);
@@ -394,6 +401,23 @@ fn rmmod_while_mounted(ctx: &Ctx) -> Result<()> {
         std::fs::metadata(format!("/sys/module/{MODULE}")).is_err(),
         "still loaded"
     );
+    Ok(())
+}
+
+/// An open file of debugfs holds the module; closed after the module had gone it would be the end.
+fn rmmod_while_counters_are_read(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    let dir = format!("/sys/kernel/debug/{MODULE}/{}", driver.disk(0).name);
+    for name in ["driver", "fs_dax"] {
+        let mut file = File::open(format!("{dir}/{name}"))?;
+        expect_errno(rmmod(), Errno::EWOULDBLOCK)?;
+        let mut text = String::new();
+        file.read_to_string(&mut text)?;
+        ensure!(text.lines().count() > 3, "{name} has\n{text}");
+        expect_errno(rmmod(), Errno::EWOULDBLOCK)?;
+    }
+    driver.unload()?;
+    ensure!(std::fs::metadata(&dir).is_err(), "{dir} is still there");
     Ok(())
 }
 
