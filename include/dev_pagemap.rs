@@ -373,6 +373,15 @@ impl<T> Pagemap<T> {
         Ok(unsafe { bindings::rpmem_page_poisoned(pfn) })
     }
 
+    /// Marks the page at the page offset `pgoff` as one that memory_failure() has been called for, as
+    /// the core does only for the first page of a folio. `EINVAL` behind the end.
+    pub(crate) fn set_page_poisoned(&self, pgoff: u64) -> Result {
+        let pfn = self.pfn(pgoff)?;
+        // SAFETY: The pfn is one of ours, so it has a page.
+        unsafe { bindings::rpmem_set_page_poisoned(pfn) };
+        Ok(())
+    }
+
     /// Takes the mark off the page at the page offset `pgoff`, maps it in the linear map again
     /// (clear_mce_nospec()), and drops its lines from the CPU's caches. All of the page must be
     /// written next.

@@ -147,6 +147,11 @@ bool rpmem_page_poisoned(unsigned long pfn)
 	return PageHWPoison(pfn_to_page(pfn));
 }
 
+void rpmem_set_page_poisoned(unsigned long pfn)
+{
+	SetPageHWPoison(pfn_to_page(pfn));
+}
+
 void rpmem_clear_page_poison(unsigned long pfn)
 {
 	if (TestClearPageHWPoison(pfn_to_page(pfn)))

@@ -36,6 +36,7 @@ void *rpmem_page_virt(struct page *page);
 
 /* linux/memremap.h, linux/set_memory.h, linux/page-flags.h */
 bool rpmem_page_poisoned(unsigned long pfn);
+void rpmem_set_page_poisoned(unsigned long pfn);
 void rpmem_clear_page_poison(unsigned long pfn);
 size_t rpmem_sizeof_page(void);
 

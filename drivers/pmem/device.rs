@@ -14,6 +14,7 @@ use crate::include::{
 };
 use kernel::{
     block::SECTOR_SHIFT,
+    page::PAGE_SHIFT,
     prelude::*,
     sync::{
         atomic::{Atomic, Relaxed},
@@ -134,6 +135,11 @@ impl dev_pagemap::Operations for State {
                 );
             }
             device.notify_bad_blocks();
+            // What the linear map loses is this page, whatever folio it is part of.
+            let pages = offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT;
+            for pgoff in pages {
+                device.set_page_poisoned(pgoff)?;
+            }
         }
         let dax = device.dax.as_ref().ok_or_else(errno::opnotsupp)?;
         dax.notify_failure(offset, len, flags)

@@ -20,7 +20,8 @@ use crate::fixture::child::{
 use crate::fixture::dax::{clone_range, on_both, punch, Model};
 use crate::fixture::driver::{expect_errno, rmmod, UNLOAD_C};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
-use crate::fixture::fs::{fallocate, Made};
+use crate::fixture::fs::{fallocate, physical, Made};
+use crate::fixture::io::{pread2, pwrite2};
 use crate::fixture::trace::Trace;
 use crate::fixture::{
     pattern, sh, sh_fails, Dax, Driver, Flushes, Fs, Mapping, MIB, MODULE, PAGE, PMD,
@@ -32,6 +33,8 @@ pub fn suite(s: &mut Suite) {
     s.test("hwpoison_pmd", |ctx| {
         on_both(ctx, |dax| hwpoison(dax, true))
     });
+    s.test("bad_page_of_a_pmd", |ctx| on_both(ctx, bad_page_of_a_pmd))
+        .tag(Tag::RustOnly);
     s.test("no_space", |ctx| on_both(ctx, no_space));
     s.test("read_only", |ctx| on_both(ctx, read_only));
     s.test("killed", |ctx| on_both(ctx, killed))
@@ -201,6 +204,45 @@ fn hwpoison(dax: Dax, huge: bool) -> Result<()> {
     model.expect("a new file", &new, None)?;
     drop((map, new, other, file, ready));
     std::fs::remove_file(dax.mount.path("other"))?;
+    dax.check()
+}
+
+/// A page in the middle of a folio of 2 MiB goes bad: the core marks the folio's first page. It is the
+/// bad one that no part can be written of, and that writing all of it makes good again.
+fn bad_page_of_a_pmd(dax: Dax) -> Result<()> {
+    let file = dax.file("f", true)?;
+    let bad = 7 * PAGE;
+    let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
+    map.touch(bad, 1);
+    map.expect_huge(bad, true)?;
+    file.sync_all()?;
+    // Nobody has it mapped, to be killed.
+    drop(map);
+    let disk = dax.disk();
+    let raw = disk.open_direct()?;
+    let at = physical(&file, bad)?;
+    let told = std::fs::write(
+        "/sys/devices/system/memory/hard_offline_page",
+        format!("{:#x}", disk.start + at),
+    );
+    let list = disk.sysfs("badblocks")?;
+    ensure!(
+        list == format!("{} 8", at / 512),
+        "told: {told:?}; the list is '{list}', the page at {at:#x}"
+    );
+    let recovered = disk.counter("pages_recovered")?;
+    expect_errno(pread2(&raw, at, PAGE as usize, 0).map(drop), Errno::EIO)?;
+    expect_errno(pwrite2(&raw, at + 512, &[2; 512], 0).map(drop), Errno::EIO)?;
+    ensure!(disk.sysfs("badblocks")? == list, "the page is good again");
+    let data = pattern(3, bad, PAGE as usize);
+    file.write_all_at(&data, bad)?;
+    let mut got = vec![0; PAGE as usize];
+    file.read_exact_at(&mut got, bad)?;
+    ensure!(got == data, "the page has not what was written");
+    ensure!(disk.sysfs("badblocks")?.is_empty(), "the page is still bad");
+    let recovered = disk.counter("pages_recovered")? - recovered;
+    ensure!(recovered == 1, "{recovered} pages were made good");
+    drop((file, raw));
     dax.check()
 }
 
