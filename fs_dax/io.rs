@@ -59,6 +59,7 @@ use crate::{
             Type, //
         },
         iov_iter::{
+            Bounce,
             IovIter,
             Kiocb, //
         },
@@ -78,8 +79,9 @@ const ZERO_BATCH: usize = 512;
 /// Bytes of the caller's memory that are made to be there before a write(2) that cannot wait for them.
 const FAULT_IN: usize = 1 << 20;
 
-/// How often memory may be gone again when it is copied from, without a byte of progress.
-const PATIENCE: usize = 100;
+/// How often memory may be gone again when it is copied from, without a byte of progress, before its
+/// bytes are taken out of it first ([`Bounce`]).
+const PATIENCE: usize = 2;
 
 /// C's `dax_iomap_direct_access()`: the memory of up to `nr` pages of an extent, from the page with
 /// the file's byte `pos` on; at least one page.
@@ -161,16 +163,28 @@ pub(super) fn iomap_rw(
     let mut iter = IomapIter::new(inode, start, len as u64, why);
     // Where blocks can be shared, faults leave such blocks alone from before the first lookup on. This
     // must not last as long as somebody likes who is asked for the caller's memory: nothing is waited
-    // for then, and the memory made to be there before.
+    // for then, and the memory made to be there before. It may be gone then each time: it can be a
+    // mapping of what is written to.
     let may_share = write && iocb.may_share_blocks();
     let mut copies = None;
     let mut settled = false;
     let mut stuck = 0;
+    let mut bounce: Option<Bounce> = None;
     let mut cow = false;
     let mut written = WrittenBack::nothing();
     let result = loop {
         if may_share && copies.is_none() {
-            if !user.fault_in(FAULT_IN) {
+            if stuck >= PATIENCE && bounce.is_none() {
+                bounce = match Bounce::new() {
+                    Ok(bounce) => Some(bounce),
+                    Err(e) => break Err(e),
+                };
+            }
+            let there = match &mut bounce {
+                Some(bounce) => bounce.fill(user),
+                None => user.fault_in(FAULT_IN),
+            };
+            if !there {
                 break Err(EFAULT);
             }
             copies = Some(Making::copies(mapping));
@@ -196,12 +210,16 @@ pub(super) fn iomap_rw(
         let from = iter.pos();
         let (result, stored) = {
             let _no_faults = may_share.then(NoPageFaults::new);
-            rw_extent(&mut iter, user, write)
+            match &mut bounce {
+                Some(bounce) => bounce.write(|user| rw_extent(&mut iter, user, write)),
+                None => rw_extent(&mut iter, user, write),
+            }
         };
         written = before_end(&iter, written.and(stored));
         let moved = iter.pos() != from;
         stuck = if moved { 0 } else { stuck + 1 };
-        if result == Err(EFAULT) && may_share && stuck < PATIENCE {
+        let used_up = bounce.as_ref().is_some_and(Bounce::is_empty) && !iter.is_done();
+        if may_share && (result == Err(EFAULT) || used_up) {
             // The end of what was copied; the rest anew, when its source is there.
             if moved && shared {
                 if let Err(e) = iter.next(ops) {
@@ -221,6 +239,9 @@ pub(super) fn iomap_rw(
             iter.fail(e);
         }
     };
+    if let Some(bounce) = bounce {
+        bounce.give_back(user);
+    }
     let done = (iter.pos() - start) as usize;
     iocb.set_pos(iter.pos());
     if write {

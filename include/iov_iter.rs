@@ -10,6 +10,12 @@ use super::{
     inode::Inode,
     pmem::Pmem, //
 };
+use core::ops::Range;
+use kernel::{
+    iov::IovIterSource,
+    prelude::*,
+    types::Opaque, //
+};
 
 /// A valid `struct iov_iter`.
 pub(crate) struct IovIter<'a>(&'a mut bindings::iov_iter);
@@ -75,6 +81,63 @@ impl<'a> IovIter<'a> {
     pub(crate) fn zero(&mut self, len: usize) -> usize {
         // SAFETY: Valid.
         unsafe { bindings::iov_iter_zero(len, self.0) }
+    }
+}
+
+/// Bytes that have been taken from the caller of a write and are still to be written.
+pub(crate) struct Bounce {
+    data: KVec<u8>,
+    left: Range<usize>,
+}
+
+impl Bounce {
+    /// Bytes taken at a time.
+    const SIZE: usize = 32 << 10;
+
+    /// Empty. `ENOMEM`.
+    pub(crate) fn new() -> Result<Self> {
+        Ok(Self {
+            data: KVec::from_elem(0, Self::SIZE, GFP_KERNEL)?,
+            left: 0..0,
+        })
+    }
+
+    /// Whether nothing is left.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.left.is_empty()
+    }
+
+    /// Takes the next bytes, when none are left. False: the caller's memory cannot be read, not even
+    /// the first byte of it. May sleep.
+    pub(crate) fn fill(&mut self, user: &mut IovIter<'_>) -> bool {
+        // SAFETY: Valid, and the source of a write; the type is the kernel crate's for the same.
+        let source = unsafe { IovIterSource::from_raw(user.as_raw()) };
+        self.left = 0..source.copy_from_iter(&mut self.data);
+        !self.is_empty()
+    }
+
+    /// Has `f` write of what is left, as if it were the caller's.
+    pub(crate) fn write<R>(&mut self, f: impl FnOnce(&mut IovIter<'_>) -> R) -> R {
+        let left = &mut self.data[self.left.clone()];
+        let part = bindings::kvec {
+            iov_base: left.as_mut_ptr().cast(),
+            iov_len: left.len(),
+        };
+        let raw = Opaque::<bindings::iov_iter>::uninit();
+        // SAFETY: `raw` is initialised by this; `part` and the bytes are there for longer.
+        let mut iter = unsafe {
+            bindings::iov_iter_kvec(raw.get(), bindings::ITER_SOURCE, &part, 1, part.iov_len);
+            IovIter::from_raw(raw.get())
+        };
+        let result = f(&mut iter);
+        self.left.start = self.left.end - iter.count();
+        result
+    }
+
+    /// Gives back to the caller what is left.
+    pub(crate) fn give_back(self, user: &mut IovIter<'_>) {
+        // SAFETY: Valid, and it has been advanced over these bytes.
+        unsafe { bindings::iov_iter_revert(user.as_raw(), self.left.len()) };
     }
 }
 

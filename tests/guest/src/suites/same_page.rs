@@ -18,9 +18,9 @@ use nix::unistd::gettid;
 use proto::{Machine, Tag};
 
 use super::races::{until, Rng};
-use crate::fixture::dax::{clone_range, on_each};
+use crate::fixture::dax::{clone_range, on_each, Model};
 use crate::fixture::fs::{fallocate, physical};
-use crate::fixture::{sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
+use crate::fixture::{pattern, sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
@@ -57,6 +57,9 @@ pub fn suite(s: &mut Suite) {
         "ext4 gives out blocks before it has zeroed them (generic/346)",
     );
     s.test("slow_source", slow_source).limit(120);
+    s.test("source_is_destination", |ctx| {
+        on_each(ctx, &Fs::ALL, source_is_destination)
+    });
 }
 
 /// Pages of the file.
@@ -379,4 +382,45 @@ fn wait_until_asleep(tid: &AtomicU64) -> Result<()> {
         asleep = if sleeps { asleep + 1 } else { 0 };
     }
     Ok(())
+}
+
+/// A write(2) from a mapping of the same file, of the same range or of one that overlaps it from
+/// behind. Where blocks are shared the write itself takes its source's pages away.
+fn source_is_destination(dax: Dax) -> Result<()> {
+    const LEN: u64 = 40 * PAGE;
+    let data = pattern(9, 0, LEN as usize);
+    for (shared, from, to) in [
+        (false, 1000, 1000),
+        (true, 1000, 1000),
+        (true, 0, 0),
+        (true, PAGE, 0),
+        (true, 5 * PAGE + 77, 3 * PAGE + 5),
+    ] {
+        let what = format!("shared: {shared}, from {from:#x} to {to:#x}");
+        let file = dax.mount.create("f")?;
+        if shared && dax.fs() == Fs::Xfs {
+            let origin = dax.mount.create("origin")?;
+            origin.write_all_at(&data, 0)?;
+            clone_range(&origin, 0, 0, &file, 0)?;
+        } else {
+            file.write_all_at(&data, 0)?;
+        }
+        let map = Mapping::shared(&file, 0, LEN)?;
+        let n = (LEN - from - 10) as usize;
+        let source = map.as_ptr().wrapping_add(from as usize);
+        // SAFETY: Plain numbers; the mapping is there.
+        let wrote = unsafe { libc::pwrite(file.as_raw_fd(), source.cast(), n, to as i64) };
+        let wrote = Errno::result(wrote);
+        ensure!(wrote == Ok(n as isize), "{what}: {wrote:?} of {n} bytes");
+        let mut want = data.clone();
+        want.copy_within(from as usize..from as usize + n, to as usize);
+        let model = Model(want);
+        model.expect(&what, &file, Some(&map))?;
+        drop((map, file));
+        let file = dax.mount.open("f")?;
+        model.expect(&what, &file, None)?;
+        drop(file);
+        std::fs::remove_file(dax.mount.path("f"))?;
+    }
+    dax.check()
 }
