@@ -19,7 +19,10 @@ use kernel::{
     iov::IovIterSource,
     page::PAGE_SIZE,
     prelude::*,
-    sync::Arc, //
+    sync::{
+        Arc,
+        UniqueArc, //
+    }, //
 };
 
 /// Why `->direct_access()` is called.
@@ -231,6 +234,8 @@ impl<T: Operations> Registration<T> {
     /// be `MAP_SYNC`), with a write cache, not leaving writes in CPU caches (`nocache`), and
     /// handling machine checks on reads (`nomc`).
     pub(crate) fn new<D: gendisk::Operations>(disk: &GenDisk<D>, data: Arc<T>) -> Result<Self> {
+        // Nothing must fail between the making of the device and its owner's.
+        let owner = UniqueArc::new_uninit(GFP_KERNEL)?;
         let private = Arc::as_ptr(&data).cast_mut().cast();
         // SAFETY: The table is static. `data` outlives the device's operations: it is dropped after
         // kill_dax().
@@ -246,14 +251,7 @@ impl<T: Operations> Registration<T> {
         }
         let device = NonNull::new(dax).ok_or(ENOMEM)?;
         // INVARIANT: The reference that alloc_dax() took.
-        let device = Arc::new(DaxDevice(device), GFP_KERNEL).inspect_err(|_| {
-            // SAFETY: `dax` is alive; the reference was not given back, as nothing was made that
-            // would.
-            unsafe {
-                bindings::kill_dax(dax);
-                bindings::put_dax(dax);
-            }
-        })?;
+        let device = Arc::from(owner.write(DaxDevice(device)));
         // SAFETY: `dax` and the disk are valid.
         if let Err(e) = to_result(unsafe { bindings::dax_add_host(dax, disk.as_raw()) }) {
             // SAFETY: `dax` is alive; nobody has found it yet.
