@@ -32,13 +32,13 @@ pub(super) fn lock_folio(folio: &Folio) -> usize {
                 wait_and_leave(xa, mapping, entry);
                 None
             }
-            Some(entry) => {
+            Some(entry) if entry.is_real() && entry.pfn() == folio.pfn() => {
                 xa.replace(entry.locked().to_xa());
                 trace::hwpoison(mapping.host(), xa.index(), true, true);
                 Some(entry.to_xa())
             }
-            // It is being given to the file.
-            None => Some(0),
+            // It is being given to the file, or taken from it.
+            _ => Some(0),
         });
         match locked {
             None => return 0,

@@ -205,7 +205,8 @@ impl Folio {
     }
 
     /// Calls `f` with the page cache of the file that has the folio, locked, and with a cursor at the
-    /// folio's index. `None` if no DAX file has the folio for itself.
+    /// folio's index. `None` if no DAX file has the folio for itself. While the folio comes to the file
+    /// or goes from it the index may be any: whether the entry there is the folio's is for `f` to see.
     pub(crate) fn with_owner<R>(
         &self,
         f: impl FnOnce(&AddressSpace, XaLocked<'_, '_>) -> R,
@@ -336,10 +337,12 @@ impl ShareLock<'_> {
     /// The folio, which no other file has, now belongs to `mapping` at `index`.
     #[inline]
     pub(crate) fn set_owner(&mut self, mapping: &AddressSpace, index: usize) {
-        // SAFETY: Valid, and guarded by the lock.
+        // SAFETY: Valid, and guarded by the lock. The C layer, if it had the folio before (under
+        // dm-linear), leaves it marked dirty for ever; we would not be told of its stores then.
         unsafe {
-            (&raw mut (*self.folio.fields()).mapping).write_volatile(mapping.as_raw());
+            bindings::rpmem_folio_clear_dirty(self.folio.as_raw());
             self.folio.share_word().write_volatile(index);
+            (&raw mut (*self.folio.fields()).mapping).write_volatile(mapping.as_raw());
         }
     }
 
