@@ -40,19 +40,25 @@ pub(crate) fn kind(start: u64, len: u64) -> Kind {
         bindings::IORES_DESC_RESERVED,
         bindings::IORES_DESC_SOFT_RESERVED,
     ];
-    let mem = bindings::IORESOURCE_MEM as usize;
-    if set_aside
-        .iter()
-        .any(|&desc| intersects(mem, desc) == bindings::REGION_INTERSECTS as i32)
-    {
-        return Kind::SetAside;
+    let mut whole = false;
+    for desc in set_aside {
+        for_each(desc, start, start + (len - 1), |_, part| whole |= part == len);
     }
-    Kind::Other
+    if whole {
+        Kind::SetAside
+    } else {
+        Kind::Other
+    }
 }
 
 /// Calls `f` with the start and the length of every range that the firmware's memory map has as
 /// type 12, "Persistent Memory (legacy)", in ascending order.
-pub(crate) fn for_each_legacy_pmem<F: FnMut(u64, u64)>(mut f: F) {
+pub(crate) fn for_each_legacy_pmem(f: impl FnMut(u64, u64)) {
+    for_each(bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY, 0, u64::MAX, f);
+}
+
+/// Calls `f` with the start and the length of what each resource of this kind has of the range.
+fn for_each<F: FnMut(u64, u64)>(desc: u32, first: u64, last: u64, mut f: F) {
     extern "C" fn each<F: FnMut(u64, u64)>(res: *mut bindings::resource, arg: *mut c_void) -> i32 {
         // SAFETY: `arg` is the `f` below, which nobody else uses while the walk lasts.
         let f = unsafe { &mut *arg.cast::<F>() };
@@ -65,10 +71,10 @@ pub(crate) fn for_each_legacy_pmem<F: FnMut(u64, u64)>(mut f: F) {
     // without the resource lock held.
     unsafe {
         bindings::walk_iomem_res_desc(
-            bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY as usize,
+            desc as usize,
             bindings::IORESOURCE_MEM as usize,
-            0,
-            u64::MAX,
+            first,
+            last,
             (&raw mut f).cast(),
             Some(each::<F>),
         )

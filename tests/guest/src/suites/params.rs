@@ -90,6 +90,10 @@ fn bad_parameters(_ctx: &Ctx) -> Result<()> {
     let (start, size) = ranges()?[0];
     let inside = format!("phys_addr={start:#x}");
     let beyond = format!("size={:#x}", size + 64 * MIB);
+    // Nothing is behind the last one.
+    let (start, size) = ranges()?[1];
+    let last = format!("phys_addr={start:#x}");
+    let over = format!("size={:#x}", size + 64 * MIB);
     for (params, text) in [
         (vec!["phys_addr=x", "size=64M"], "phys_addr="),
         (vec!["phys_addr=-1", "size=64M"], "phys_addr="),
@@ -110,7 +114,8 @@ fn bad_parameters(_ctx: &Ctx) -> Result<()> {
         // System RAM, and memory that is nobody's.
         (vec!["phys_addr=512M", "size=64M"], "System RAM"),
         (vec!["phys_addr=64G", "size=64M"], "not set aside"),
-        (vec![&inside, &beyond], ""),
+        (vec![&inside, &beyond], "System RAM"),
+        (vec![&last, &over], "not set aside as a whole"),
     ] {
         refused(&params, Errno::EINVAL, text)?;
     }
