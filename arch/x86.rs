@@ -64,18 +64,39 @@ impl Isa {
 /// Lines per turn of the unrolled loops: a page.
 const UNROLL: usize = 64;
 
+/// One write-back instruction, at `$addr`. A page that a machine check has taken out of the linear map
+/// (set_mce_nospec()) faults: its lines are passed over, there is nothing in them to be saved. This is
+/// `_ASM_EXTABLE(771b, 772f)` of the kernel's asm/asm.h.
+macro_rules! write_back_line {
+    ($insn:literal, $addr:literal) => {
+        concat!(
+            "771: ",
+            $insn,
+            " ",
+            $addr,
+            "\n",
+            "772:\n",
+            ".pushsection __ex_table, \"a\"\n",
+            ".balign 4\n",
+            ".long 771b - .\n",
+            ".long 772b - .\n",
+            ".long 1\n", // EX_TYPE_DEFAULT
+            ".popsection",
+        )
+    };
+}
+
 macro_rules! write_back_loop {
     ($(#[$doc:meta])* $name:ident, $insn:literal) => {
         $(#[$doc])*
         ///
         /// # Safety
         ///
-        /// All `nr` lines from `p` on must be mapped.
+        /// All `nr` lines from `p` on must be in memory that is, or was, in the linear map.
         #[inline]
         unsafe fn $name(mut p: usize, mut nr: usize) {
             while nr >= UNROLL {
-                // SAFETY: The caller promises that these lines are mapped; the instruction does not
-                // change what is in memory.
+                // SAFETY: The instruction does not change what is in memory, and may fault.
                 unsafe {
                     asm!(
                         concat!(
@@ -85,7 +106,7 @@ macro_rules! write_back_loop {
                             "32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47, ",
                             "48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63",
                         ),
-                        concat!($insn, " [{p} + 64 * \\line]"),
+                        write_back_line!($insn, "[{p} + 64 * \\line]"),
                         ".endr",
                         p = in(reg) p,
                         options(nostack, preserves_flags),
@@ -98,7 +119,7 @@ macro_rules! write_back_loop {
                 // SAFETY: As above.
                 unsafe {
                     asm!(
-                        concat!($insn, " [{p}]"),
+                        write_back_line!($insn, "[{p}]"),
                         p = in(reg) p,
                         options(nostack, preserves_flags),
                     );
@@ -131,11 +152,12 @@ write_back_loop!(
 ///
 /// # Safety
 ///
-/// The bytes must be mapped and the processor must have the instruction.
+/// The bytes must be in memory that is, or was, in the linear map, and the processor must have the
+/// instruction.
 #[inline]
 pub(crate) unsafe fn write_back(isa: Isa, addr: usize, len: usize) {
     let l = lines(addr, len);
-    // SAFETY: Lines do not cross pages, so they are mapped if one of their bytes is.
+    // SAFETY: Lines do not cross pages, so they are where their bytes are.
     unsafe {
         match isa {
             Isa::Clwb => clwb(l.first, l.nr),
