@@ -219,7 +219,7 @@ pub(super) fn iomap_rw(
         let moved = iter.pos() != from;
         stuck = if moved { 0 } else { stuck + 1 };
         let used_up = bounce.as_ref().is_some_and(Bounce::is_empty) && !iter.is_done();
-        if may_share && (result == Err(EFAULT) || used_up) {
+        if may_share && (result == Err(EFAULT) || (result.is_ok() && used_up)) {
             // The end of what was copied; the rest anew, when its source is there.
             if moved && shared {
                 if let Err(e) = iter.next(ops) {
