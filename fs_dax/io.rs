@@ -331,6 +331,10 @@ fn rw_extent(
         if task::fatal_signal_pending() {
             return (Err(EINTR), written);
         }
+        if user.count() == 0 {
+            // That was all for now.
+            break;
+        }
         let pos = iter.pos();
         let offset = pos as usize % PAGE_SIZE;
         let left = (end - pos) as usize;
@@ -340,14 +344,20 @@ fn rw_extent(
             return (Err(EIO), written);
         };
         let pgoff = device_pgoff(iomap.addr(), iomap.offset(), pos);
-        let (extent, recover) = match dax.direct_access(&alive, pgoff, nr, false) {
-            Ok(extent) => (extent, false),
-            Err(e) if e == errno::hwpoison() && write => {
-                match dax.direct_access(&alive, pgoff, nr, true) {
-                    Ok(extent) => (extent, true),
-                    Err(e) => return (Err(mem_to_block(e)), written),
-                }
-            }
+        let mut access = dax.direct_access(&alive, pgoff, nr, false);
+        let is_bad = |access: &Result<Extent<'_>>| {
+            write && matches!(access, Err(e) if *e == errno::hwpoison())
+        };
+        if is_bad(&access) && nr > 1 {
+            // What is bad may be farther behind.
+            access = dax.direct_access(&alive, pgoff, 1, false);
+        }
+        let recover = is_bad(&access);
+        if recover {
+            access = dax.direct_access(&alive, pgoff, nr, true);
+        }
+        let extent = match access {
+            Ok(extent) => extent,
             Err(e) => return (Err(mem_to_block(e)), written),
         };
         let mem = extent.mem.slice(offset, left);
@@ -381,7 +391,9 @@ fn rw_extent(
             return (Err(e), written);
         }
         if done == 0 {
-            return (Err(if recover { EIO } else { EFAULT }), written);
+            // Of bad pages only whole ones can be written.
+            let whole = !recover || mem.len() % PAGE_SIZE == 0;
+            return (Err(if whole { EFAULT } else { EIO }), written);
         }
         if done < mem.len() {
             break;

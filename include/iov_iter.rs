@@ -107,9 +107,12 @@ impl Bounce {
         self.left.is_empty()
     }
 
-    /// Takes the next bytes, when none are left. False: the caller's memory cannot be read, not even
-    /// the first byte of it. May sleep.
+    /// Takes the next bytes. False: the caller's memory cannot be read, not even the first byte of it,
+    /// or not all was written of what was taken before. May sleep.
     pub(crate) fn fill(&mut self, user: &mut IovIter<'_>) -> bool {
+        if !self.is_empty() {
+            return false;
+        }
         // SAFETY: Valid, and the source of a write; the type is the kernel crate's for the same.
         let source = unsafe { IovIterSource::from_raw(user.as_raw()) };
         self.left = 0..source.copy_from_iter(&mut self.data);

@@ -298,6 +298,15 @@ fn bad_block_in_file(driver: Driver, fs: Fs, inside: Errno) -> Result<()> {
         disk.sysfs("badblocks")?
     );
 
+    // A write(2) that begins before the page may begin anywhere.
+    disk.set_sysfs("badblocks", &format!("{sector} 8"))?;
+    let around = pattern(3, 0, PAGE as usize + 200);
+    let n = file.write_at(&around, bad - 100)?;
+    ensure!(n == around.len(), "{n} bytes written around the page");
+    let mut got = vec![0; around.len()];
+    file.read_exact_at(&mut got, bad - 100)?;
+    same("written around the page", &got, &around)?;
+
     // A part of the page cannot be zeroed, and stays as it is.
     disk.set_sysfs("badblocks", &format!("{sector} 8"))?;
     let zero = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
