@@ -13,7 +13,8 @@ use crate::test::{Ctx, Suite};
 
 pub fn suite(s: &mut Suite) {
     // A machine of its own: these end their guests.
-    let machine = || Machine::bare().ram(512);
+    // Half of what the packed initramfs leaves must hold the unpacked one.
+    let machine = || Machine::bare().ram(768);
     s.test("error", |_| bail!("as told"))
         .machine(machine())
         .must_fail("as told");

@@ -288,14 +288,14 @@ fn slow_source(ctx: &Ctx) -> Result<()> {
     File::options()
         .write(true)
         .open(&disk.path)?
-        .write_all_at(&[WRITTEN; LEN as usize], 0)?;
+        .write_all_at(&vec![WRITTEN; LEN as usize], 0)?;
     sh(format!(
         "dmsetup create slow --table '0 {} linear {} 0' && dmsetup mknodes slow",
         LEN / 512,
         disk.path
     ))?;
     let origin = dax.mount.create("origin")?;
-    origin.write_all_at(&[OLD; LEN as usize], 0)?;
+    origin.write_all_at(&vec![OLD; LEN as usize], 0)?;
     for loaded in [0, 3 * MIB / 2] {
         sh("echo 3 > /proc/sys/vm/drop_caches")?;
         let file = dax.mount.create("f")?;
