@@ -65,8 +65,9 @@ impl Isa {
 const UNROLL: usize = 64;
 
 /// One write-back instruction, at `$addr`. A page that a machine check has taken out of the linear map
-/// (set_mce_nospec()) faults: its lines are passed over, there is nothing in them to be saved. This is
-/// `_ASM_EXTABLE(771b, 772f)` of the kernel's asm/asm.h.
+/// (set_mce_nospec()) faults: its lines are passed over, there is nothing in them to be saved. An entry
+/// of the exception table is as `_ASM_EXTABLE()` of the kernel's asm/asm.h makes it; in user space
+/// nobody reads it.
 macro_rules! write_back_line {
     ($insn:literal, $addr:literal) => {
         concat!(
