@@ -8,7 +8,7 @@
 //! not hold the module that they are in, and closing it after the module has gone calls what is no
 //! longer there (`full_proxy_release()` of fs/debugfs/file.c).
 //!
-//! As in C, what cannot be made is left out, and nobody fails for it.
+//! As in C, what debugfs cannot make is left out, and nobody fails for it.
 
 use super::bindings;
 use core::ffi::c_void;

@@ -32,7 +32,7 @@ use kernel::{
 /// # Invariants
 ///
 /// For as long as `'a` they have `struct page`s of a pagemap of type `MEMORY_DEVICE_FS_DAX` and are
-/// mapped in the kernel's direct map.
+/// mapped in the kernel's direct map, as [`Pmem`](super::pmem::Pmem) is.
 #[derive(Clone, Copy)]
 pub(crate) struct Pages<'a> {
     pfn: usize,
@@ -341,6 +341,7 @@ impl ShareLock<'_> {
         // dm-linear), leaves it marked dirty for ever; we would not be told of its stores then.
         unsafe {
             bindings::rpmem_folio_clear_dirty(self.folio.as_raw());
+            // In this order: `with_owner` reads the index after it has found the mapping.
             self.folio.share_word().write_volatile(index);
             (&raw mut (*self.folio.fields()).mapping).write_volatile(mapping.as_raw());
         }

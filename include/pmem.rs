@@ -13,7 +13,9 @@ use kernel::prelude::*;
 ///
 /// # Invariants
 ///
-/// For as long as `'a`, `len` bytes from `addr` on are mapped writable in the kernel's direct map.
+/// For as long as `'a`, `len` bytes from `addr` on are mapped writable in the kernel's direct map, but
+/// for pages that a machine check has taken out of it. Those fault: cache write-back passes over them,
+/// copies from them and from a process to them end there; what else stores is an oops, as in C.
 #[derive(Clone, Copy)]
 pub(crate) struct Pmem<'a> {
     addr: usize,

@@ -135,7 +135,8 @@ impl dev_pagemap::Operations for State {
                 );
             }
             device.notify_bad_blocks();
-            // What the linear map loses is this page, whatever folio it is part of.
+            // What the linear map loses is this page, whatever folio it is part of. The core calls for
+            // pages of this range only: all of them have a mark.
             let pages = offset >> PAGE_SHIFT..(offset + len) >> PAGE_SHIFT;
             for pgoff in pages {
                 device.set_page_poisoned(pgoff)?;
