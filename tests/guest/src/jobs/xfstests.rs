@@ -31,6 +31,8 @@ pub fn run(ctx: &Ctx, section: &str, limit_s: u64, tests: &[&str]) -> Result<()>
     sh("modprobe brd rd_nr=1 rd_size=1048576")?;
     // Without udevd nobody makes /dev/loop-control, which loads it.
     sh("modprobe loop")?;
+    // Nor loads anybody the driver of the disks that scsi_debug makes.
+    sh("modprobe sd_mod")?;
     for dir in ["/mnt/test", "/mnt/scratch", RESULTS] {
         fs::create_dir_all(dir)?;
     }
