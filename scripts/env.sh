@@ -22,6 +22,8 @@ set -euo pipefail
 
 self=$(basename "$0")
 repo=$(cd "$(dirname "$0")/.." && pwd)
+# Services of an init system may have none.
+export HOME=${HOME:-~}
 cache=${RPMEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rust-pmem}
 suite=trixie
 need_gib=6
@@ -95,11 +97,28 @@ host_apt_options() {
 		sed -e 's/;$//' -e 's/^\([^ ]*\) /\1 /'
 }
 
-# The mirror: MIRROR=, else the host's own Debian mirror, else mmdebstrap's default.
+# The mirror: MIRROR=, else the host's own Debian mirror, as its lists of packages tell.
 mirror() {
 	[ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }
-	apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE)' 2>/dev/null |
-		awk '$1 == "Debian" && $2 !~ /security/ && $3 !~ /-/ { print $2; exit }'
+	local m
+	m=$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE)' 2>/dev/null |
+		awk '$1 == "Debian" && $2 !~ /security/ && $3 !~ /-/ && !n++ { print $2 }')
+	case $m in
+	# A file of mirrors, as Debian's cloud images have it; it is not there in the root.
+	mirror+file:*) sed -n '/^https\?:/{s/[[:space:]].*//;p;q}' "${m#mirror+file:}" ;;
+	http://*|https://*) echo "$m" ;;
+	esac
+}
+
+# MIRROR= for a root that is there already.
+use_mirror() { # ROOT
+	local list=/etc/apt/sources.list
+	grep -qF "deb $MIRROR $suite main" "$1$list" || {
+		printf 'deb %s %s main\n' "$MIRROR" "$suite" "$MIRROR" "$suite-backports" | ns tee "$1$list.new" >/dev/null
+		step update.log "reading the package index of $MIRROR" \
+			in_root apt-get -o Dir::Etc::SourceList=$list.new -o APT::Update::Error-Mode=any update
+		ns mv "$1$list.new" "$1$list"
+	}
 }
 
 recipe_key() { # covers the package list and the functions that make the root
@@ -141,11 +160,13 @@ check_host() {
 	command -v mmdebstrap >/dev/null || step apt.log "installing mmdebstrap" install_mmdebstrap
 	local m
 	m=$(mirror)
-	if [ -n "$m" ]; then
-		/usr/lib/apt/apt-helper download-file "$m/dists/$suite/InRelease" "$cache/.probe" >"$cache/.probe.log" 2>&1 ||
-			die "cannot fetch $suite from the mirror '$m' (no network, or MIRROR= needed); apt says: $(tail -n 1 "$cache/.probe.log")"
-		rm -f "$cache/.probe" "$cache/.probe.log"
-	fi
+	# A machine that was made from an image may have no lists yet.
+	[ -n "$m" ] || [ "$(id -u)" != 0 ] || step apt.log "reading the package index" apt-get update
+	m=$(mirror)
+	[ -n "$m" ] || die "the host's apt knows no Debian mirror: run 'apt-get update' as root once, or name one with MIRROR="
+	/usr/lib/apt/apt-helper download-file "$m/dists/$suite/InRelease" "$cache/.probe" >"$cache/.probe.log" 2>&1 ||
+		die "cannot fetch $suite from the mirror '$m' (no network, or MIRROR= needed); apt says: $(tail -n 1 "$cache/.probe.log")"
+	rm -f "$cache/.probe" "$cache/.probe.log"
 }
 
 make_root() {
@@ -178,6 +199,7 @@ ensure_root() {
 	local root
 	root=$(root_dir)
 	[ -d "$root" ] || with_lock root ensure_root_locked "$root"
+	[ -z "${MIRROR:-}" ] || with_lock root use_mirror "$root"
 }
 
 # in_root CMD…: CMD in the root, with the repository at /src, the cache at /cache and
