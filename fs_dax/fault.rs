@@ -37,7 +37,8 @@ use super::{
     making::{
         self,
         Copies,
-        Making, //
+        Making,
+        Turn, //
     },
     owner,
     range::{
@@ -57,7 +58,6 @@ use crate::include::{
         IomapOps,
         Type, //
     },
-    task,
     trace,
     vm_fault::{
         count_major_fault,
@@ -77,23 +77,26 @@ use kernel::prelude::*;
 pub(super) fn iomap_fault(
     vmf: &mut VmFault<'_>,
     order: u32,
-    pfn: Option<&mut usize>,
+    mut pfn: Option<&mut usize>,
     err: &mut Result,
     ops: &IomapOps,
 ) -> FaultResult {
-    let result = match order {
-        0 => pte_fault(vmf, pfn, err, ops),
-        PMD_ORDER => {
-            let result = pmd_fault(vmf, pfn, ops);
-            if result == FaultResult::FALLBACK {
-                // C splits a huge page that is mapped there. The core does that itself when a
-                // write fault falls back; a read fault finds none.
-                count_thp_fallback();
-            }
-            result
+    let mut turn = Turn::new();
+    let result = loop {
+        let (result, refused) = match order {
+            0 => pte_fault(vmf, pfn.as_deref_mut(), err, ops),
+            PMD_ORDER => pmd_fault(vmf, pfn.as_deref_mut(), ops),
+            _ => return FaultResult::FALLBACK,
+        };
+        if !refused || !turn.wait(vmf.mapping()) {
+            break result;
         }
-        _ => return FaultResult::FALLBACK,
     };
+    if order > 0 && result == FaultResult::FALLBACK {
+        // C splits a huge page that is mapped there. The core does that itself when a write fault
+        // falls back; a read fault finds none.
+        count_thp_fallback();
+    }
     Stats::of(vmf.mapping(), |s| s.count_fault(vmf, order, result));
     trace::fault(
         vmf.mapping().host(),
@@ -115,32 +118,33 @@ fn fault_flags(write: bool) -> u32 {
     flags::DAX | flags::FAULT | if write { flags::WRITE } else { 0 }
 }
 
+/// `true`: somebody's copies have kept it from being handled.
 fn pte_fault(
     vmf: &mut VmFault<'_>,
     mut pfn: Option<&mut usize>,
     err: &mut Result,
     ops: &IomapOps,
-) -> FaultResult {
+) -> (FaultResult, bool) {
     let mapping = vmf.mapping();
     let inode = mapping.host();
     let pos = (vmf.pgoff() << PAGE_SHIFT) as i64;
     // The file system's lock keeps truncation out.
     if pos >= inode.size() {
-        return FaultResult::SIGBUS;
+        return (FaultResult::SIGBUS, false);
     }
     let write = is_file_write(vmf);
     let mut locked = match LockedEntry::grab(mapping, vmf.pgoff(), 0, write) {
         Ok(locked) => locked,
-        Err(result) => return result,
+        Err(result) => return (result, false),
     };
     // A PMD fault was faster: try again.
     if vmf.pmd_is_huge() {
-        return FaultResult::NOPAGE;
+        return (FaultResult::NOPAGE, false);
     }
 
     let making = (write && !locked.entry().is_real()).then(|| Making::in_fault(mapping));
     let mut result = FaultResult::NONE;
-    let copies = Copies::before_lookup(mapping);
+    let mut copies = Copies::before_lookup(mapping);
     let mut iter = IomapIter::new(inode, pos, PAGE_SIZE as u64, fault_flags(write));
     *err = loop {
         match iter.next(ops) {
@@ -152,14 +156,15 @@ fn pte_fault(
             super::bug("an extent is smaller than a page");
             break Err(EIO);
         }
-        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0, &copies);
-        if result != FaultResult::SIGBUS && iter.iomap().is_new() {
+        result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, 0, &mut copies);
+        // NONE: nothing done and no error, the fault is to be tried again.
+        let failed = result.is_error() || result == FaultResult::NONE;
+        if result != FaultResult::SIGBUS && result != FaultResult::NONE && iter.iomap().is_new() {
             count_major_fault();
             result = result.and(FaultResult::MAJOR);
         }
-        // NONE: nothing done and no error, the fault is to be tried again.
-        if result.is_error() || result == FaultResult::NONE {
-            iter.leave();
+        if failed && !copies.are_filled() {
+            give_back(iter, ops, result, &copies);
             break Ok(());
         }
         // To xfs the end would be that of copy-on-write at the same place, which somebody may have
@@ -177,24 +182,30 @@ fn pte_fault(
         ahead::map_ahead(vmf, write, locked.before(), ops);
     }
     drop(locked);
-    if result == FaultResult::NONE {
-        making::give_way(mapping);
-    }
-    match err {
+    let result = match err {
         Err(e) if result == FaultResult::NONE => FaultResult::from_error(*e),
-        Ok(()) if result == FaultResult::NONE => FaultResult::NOPAGE,
+        Ok(()) if result == FaultResult::NONE => {
+            making::give_way(mapping);
+            FaultResult::NOPAGE
+        }
         _ => result,
-    }
+    };
+    (result, copies.are_refused())
 }
 
-fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps) -> FaultResult {
+/// `true`: somebody's copies have kept it from being handled.
+fn pmd_fault(
+    vmf: &mut VmFault<'_>,
+    mut pfn: Option<&mut usize>,
+    ops: &IomapOps,
+) -> (FaultResult, bool) {
     let mapping = vmf.mapping();
     let inode = mapping.host();
     let index = vmf.pgoff() & !PG_PMD_COLOUR;
     // The file system's lock keeps truncation out.
     let file_pages = pages_of_size(inode.size());
     if index >= file_pages {
-        return FaultResult::SIGBUS;
+        return (FaultResult::SIGBUS, false);
     }
     let fault = PmdFault {
         pgoff: vmf.pgoff(),
@@ -204,22 +215,22 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
         private_write: vmf.is_write() && !vmf.is_shared(),
     };
     if !pmd_fits(&fault) {
-        return FaultResult::FALLBACK;
+        return (FaultResult::FALLBACK, false);
     }
     let write = vmf.is_write();
     let mut locked = match LockedEntry::grab(mapping, index, PMD_ORDER, write) {
         Ok(locked) => locked,
-        Err(result) => return result,
+        Err(result) => return (result, false),
     };
     // A PTE fault was faster: try again.
     if !vmf.pmd_is_none() && !vmf.pmd_is_huge() {
-        return FaultResult::NONE;
+        return (FaultResult::NONE, false);
     }
 
     let making = (write && !locked.entry().is_real()).then(|| Making::in_fault(mapping));
     let mut result = FaultResult::FALLBACK;
     let size = (PAGE_SIZE as u64) << PMD_ORDER;
-    let copies = Copies::before_lookup(mapping);
+    let mut copies = Copies::before_lookup(mapping);
     let mut iter = IomapIter::new(
         inode,
         (index << PAGE_SHIFT) as i64,
@@ -228,10 +239,23 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
     );
     while let Ok(true) = iter.next(ops) {
         if iter.length() >= size {
-            result = map_extent(vmf, &iter, pfn.as_deref_mut(), &mut locked, PMD_ORDER, &copies);
+            result = map_extent(
+                vmf,
+                &iter,
+                pfn.as_deref_mut(),
+                &mut locked,
+                PMD_ORDER,
+                &mut copies,
+            );
         }
-        let done = result != FaultResult::FALLBACK && result != FaultResult::NONE;
-        if !done || !iter.iomap().is_shared() || iter.advance(size).is_err() {
+        let failed = result.is_error()
+            || result == FaultResult::NONE
+            || result == FaultResult::FALLBACK;
+        if failed && !copies.are_filled() {
+            give_back(iter, ops, result, &copies);
+            break;
+        }
+        if !iter.iomap().is_shared() || iter.advance(size).is_err() {
             iter.leave();
             break;
         }
@@ -241,7 +265,21 @@ fn pmd_fault(vmf: &mut VmFault<'_>, mut pfn: Option<&mut usize>, ops: &IomapOps)
     if result == FaultResult::NONE {
         making::give_way(mapping);
     }
-    result
+    (result, copies.are_refused())
+}
+
+/// Ends the walk of a fault that has done nothing with its extent. The entry is still locked. Blocks
+/// that were made ready for its copy-on-write are freed, but if it is tried again (`NONE`) or somebody
+/// else may be filling them. (Whoever begins to after this has looked waits for the entry, and looks
+/// his blocks up again.)
+fn give_back(mut iter: IomapIter<'_>, ops: &IomapOps, result: FaultResult, copies: &Copies) {
+    let again = result == FaultResult::NONE;
+    if again || !iter.iomap().is_shared() || copies.are_others(iter.inode().mapping()) {
+        iter.leave();
+    } else {
+        // Ends the extent. An error would be that of freeing: the blocks stay, as above.
+        let _ = iter.next(ops);
+    }
 }
 
 /// C's `dax_fault_iter()`: puts what the extent has at the fault's place into the entry and the page
@@ -252,7 +290,7 @@ fn map_extent(
     pfn: Option<&mut usize>,
     locked: &mut LockedEntry<'_>,
     order: u32,
-    copies: &Copies,
+    copies: &mut Copies,
 ) -> FaultResult {
     let iomap = iter.iomap();
     let write = iter.is_write();
@@ -274,11 +312,10 @@ fn map_extent(
 
     let cow = write && iomap.is_shared();
     if !iomap.is_new() && making::may_be_unready(locked.mapping()) {
-        // Let the write go on, then try again.
-        task::cond_resched();
         return FaultResult::NONE;
     }
     if cow && copies.are_others(locked.mapping()) {
+        copies.refuse();
         return FaultResult::NONE;
     }
 
@@ -310,7 +347,8 @@ fn map_extent(
     }
     if cow {
         if let Err(e) = io::copy_source(&alive, iter.srcmap(), iter.pos(), &extent.mem) {
-            return FaultResult::from_error(e);
+            // Bad memory may be in another of 512 pages.
+            return error(e);
         }
         // The blocks become the file's, with what was durable before, once the extent is ended.
         let _: Durable = write_back(locked.mapping(), &extent.mem).fence();
@@ -322,6 +360,9 @@ fn map_extent(
         }
     } else if !iomap.is_shared() {
         owner::last_of_many(locked.mapping(), locked.index(), old);
+    }
+    if cow {
+        copies.fill();
     }
     drop(alive);
     if (write && !sync) || cow {
@@ -397,8 +438,16 @@ fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> 
 pub(super) fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
     let first = (vmf.pgoff() << PAGE_SHIFT) as i64;
     let last = first + ((PAGE_SIZE << order) as i64 - 1);
+    let mut turn = Turn::new();
     let result = match vmf.fsync(first, last) {
-        Ok(()) => map_written(vmf, order, pfn),
+        Ok(()) => loop {
+            // None: what is copied on write has to stay as it is.
+            match map_written(vmf, order, pfn) {
+                Some(result) => break result,
+                None if turn.wait(vmf.mapping()) => {}
+                None => break FaultResult::NOPAGE,
+            }
+        },
         Err(_) => FaultResult::SIGBUS,
     };
     Stats::of(vmf.mapping(), |s| s.sync_faults.inc());
@@ -412,8 +461,9 @@ pub(super) fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -
     result
 }
 
-/// C's `dax_insert_pfn_mkwrite()`: marks the entry dirty and maps its page writable.
-fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
+/// C's `dax_insert_pfn_mkwrite()`: marks the entry dirty and maps its page writable. `None`: not while
+/// somebody copies.
+fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> Option<FaultResult> {
     let mapping = vmf.mapping();
     let mut xas = XaState::new(mapping.i_pages(), vmf.pgoff(), order);
     let mut xa = xas.lock();
@@ -422,20 +472,17 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
         // Somebody was faster: try again.
         Found::Unlocked(entry) => {
             pass_on(mapping, xa.index(), entry);
-            return FaultResult::NOPAGE;
+            return Some(FaultResult::NOPAGE);
         }
-        _ => return FaultResult::NOPAGE,
+        _ => return Some(FaultResult::NOPAGE),
     };
     let Some(pages) = owner::pages(mapping, entry).filter(|p| p.pfn() == pfn) else {
         pass_on(mapping, xa.index(), entry);
-        return FaultResult::NOPAGE;
+        return Some(FaultResult::NOPAGE);
     };
-    // What is copied on write has to stay as it is.
     if making::are_copied(mapping) {
         pass_on(mapping, xa.index(), entry);
-        drop(xa);
-        making::give_way(mapping);
-        return FaultResult::NOPAGE;
+        return None;
     }
     xa.replace(entry.locked().to_xa());
     xa.set_mark(Mark::Dirty);
@@ -450,5 +497,5 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
         _ => FaultResult::FALLBACK,
     };
     drop(locked);
-    result
+    Some(result)
 }

@@ -76,6 +76,9 @@ use kernel::prelude::*;
 /// Pages zeroed before others may run.
 const ZERO_BATCH: usize = 512;
 
+/// Bytes copied on write or zeroed before faults may go in between that wait for the end of it.
+const COPY_BATCH: u64 = 16 << 20;
+
 /// Bytes of the caller's memory that are made to be there before a write(2) that cannot wait for them.
 const FAULT_IN: usize = 1 << 20;
 
@@ -168,6 +171,8 @@ pub(super) fn iomap_rw(
     let may_share = write && iocb.may_share_blocks();
     let mut copies = None;
     let mut settled = false;
+    // Blocks for copy-on-write were made ready for what is still to be written.
+    let mut ready = false;
     let mut stuck = 0;
     let mut bounce: Option<Bounce> = None;
     let mut cow = false;
@@ -189,8 +194,10 @@ pub(super) fn iomap_rw(
             }
             copies = Some(Making::copies(mapping));
             settled = false;
+            ready = false;
         }
-        let making = write.then(|| Making::blocks(mapping));
+        // What shares blocks, xfs, gives none out before its zeroes.
+        let making = (write && !may_share).then(|| Making::blocks(mapping));
         let next = iter.next(ops);
         drop(making);
         match next {
@@ -210,22 +217,25 @@ pub(super) fn iomap_rw(
         let from = iter.pos();
         let (result, stored) = {
             let _no_faults = may_share.then(NoPageFaults::new);
+            let most = if may_share { COPY_BATCH } else { u64::MAX };
             match &mut bounce {
-                Some(bounce) => bounce.write(|user| rw_extent(&mut iter, user, write)),
-                None => rw_extent(&mut iter, user, write),
+                Some(bounce) => bounce.write(|user| rw_extent(&mut iter, user, write, most)),
+                None => rw_extent(&mut iter, user, write, most),
             }
         };
         written = before_end(&iter, written.and(stored));
         let moved = iter.pos() != from;
         stuck = if moved { 0 } else { stuck + 1 };
-        let used_up = bounce.as_ref().is_some_and(Bounce::is_empty) && !iter.is_done();
-        if may_share && (result == Err(EFAULT) || (result.is_ok() && used_up)) {
+        let used_up = bounce.as_ref().is_some_and(Bounce::is_empty);
+        let pauses = !iter.is_done() && (used_up || (moved && making::is_awaited(mapping)));
+        if may_share && (result == Err(EFAULT) || (result.is_ok() && pauses)) {
             // The end of what was copied; the rest anew, when its source is there.
             if moved && shared {
                 if let Err(e) = iter.next(ops) {
                     break Err(e);
                 }
             }
+            ready = !iter.is_done() && iter.iomap().is_shared();
             iter.again();
             copies = None;
         } else if may_share && !shared && moved {
@@ -241,6 +251,9 @@ pub(super) fn iomap_rw(
     };
     if let Some(bounce) = bounce {
         bounce.give_back(user);
+    }
+    if ready {
+        free_copies(&mut iter, ops);
     }
     let done = (iter.pos() - start) as usize;
     iocb.set_pos(iter.pos());
@@ -263,6 +276,26 @@ pub(super) fn iomap_rw(
     Stats::of(mapping, |s| s.count_rw(write, done));
     trace::rw(inode, start, len, write, code);
     ret
+}
+
+/// Frees the blocks for copy-on-write that were made ready for the rest of a write(2), which will not
+/// come: its source is not there. (Not while that was waited for: a fault could have filled them.)
+fn free_copies(iter: &mut IomapIter<'_>, ops: &IomapOps) {
+    let _copies = Making::copies(iter.inode().mapping());
+    for settled in [false, true] {
+        match iter.next(ops) {
+            Ok(true) if iter.iomap().is_shared() => {}
+            // Nothing is ready any more, or it cannot be found out: they stay.
+            _ => return,
+        }
+        if settled {
+            // Ends the extent with nothing done.
+            iter.fail(EFAULT);
+            let _ = iter.next(ops);
+        } else if wait_for_faults(iter).is_err() {
+            return;
+        }
+    }
 }
 
 /// When copied blocks become the file's, as an extent of copy-on-write is ended, they must be durable:
@@ -290,14 +323,15 @@ fn wait_for_faults(iter: &mut IomapIter<'_>) -> Result {
     Ok(())
 }
 
-/// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent.
+/// C's `dax_iomap_iter()`: what read(2) or write(2) do with one extent, `most` bytes of it.
 fn rw_extent(
     iter: &mut IomapIter<'_>,
     user: &mut IovIter<'_>,
     write: bool,
+    most: u64,
 ) -> (Result, WrittenBack) {
     let mut written = WrittenBack::nothing();
-    let mut end = iter.pos() + iter.length() as i64;
+    let mut end = iter.pos() + iter.length().min(most) as i64;
     let mapping = iter.inode().mapping();
     if !write {
         end = end.min(iter.inode().size());
@@ -422,17 +456,19 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             continue;
         }
         let from = iter.pos();
-        match zero_extent(&mut iter) {
-            Ok(None) => {}
-            Ok(Some(stored)) => {
-                zeroed += iter.pos() - from;
-                written = before_end(&iter, written.and(stored));
-            }
-            Err(e) => {
-                // Also of what was done before it went wrong.
-                written = before_end(&iter, written);
-                iter.fail(e);
-            }
+        let (result, stored) = match zero_extent(&mut iter) {
+            Ok(stored) => (Ok(()), stored),
+            Err(e) => (Err(e), None),
+        };
+        if let Some(stored) = stored {
+            zeroed += iter.pos() - from;
+            written = written.and(stored);
+        }
+        // Also of what was done before it went wrong.
+        written = before_end(&iter, written);
+        let copied = iter.iomap().is_shared();
+        if let Some(result) = end_extent(&mut iter, ops, result, copied, &mut copies) {
+            break result;
         }
     };
     let _: Durable = written.fence();
@@ -441,7 +477,47 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
     (result, zeroed > 0)
 }
 
-/// C's `dax_zero_iter()`: zeroes one extent; `None` if it reads as zeroes already.
+/// After zeroing or unsharing (a part of) an extent, which had blocks for copy-on-write if `copied`:
+/// `Some` if that was all, else the next one is the caller's to get. Faults that wait for the end of
+/// `copies` may go in between.
+///
+/// Where nothing was copied, in a hole above all, the extent is not ended: to xfs that would be the
+/// end of copy-on-write at the same place, and blocks that a fault has had made ready and has not
+/// filled would become the file's.
+fn end_extent(
+    iter: &mut IomapIter<'_>,
+    ops: &IomapOps,
+    result: Result,
+    copied: bool,
+    copies: &mut Option<Making>,
+) -> Option<Result> {
+    if !copied && (result.is_err() || iter.is_done()) {
+        return Some(result);
+    }
+    if let Err(e) = result {
+        iter.fail(e);
+        return None;
+    }
+    let pauses = copies.is_some() && making::is_awaited(iter.inode().mapping());
+    if copied {
+        if iter.is_done() || !pauses {
+            return None;
+        }
+        // The end of what was copied comes before that of the copies.
+        match iter.next(ops) {
+            Ok(true) => {}
+            result => return Some(result.map(|_| ())),
+        }
+    }
+    iter.again();
+    if pauses {
+        *copies = None;
+    }
+    None
+}
+
+/// C's `dax_zero_iter()`: zeroes one extent, or the first [`COPY_BATCH`] bytes; `None` if it reads as
+/// zeroes already.
 fn zero_extent(iter: &mut IomapIter<'_>) -> Result<Option<WrittenBack>> {
     if iter.srcmap().is_zero() {
         let len = iter.length();
@@ -457,13 +533,15 @@ fn zero_extent(iter: &mut IomapIter<'_>) -> Result<Option<WrittenBack>> {
         );
     }
     let mut written = WrittenBack::nothing();
-    while iter.length() > 0 {
+    let mut left = COPY_BATCH;
+    while iter.length() > 0 && left > 0 {
         let (done, stored) = {
             let alive = DaxReadLock::new();
             zero_piece(iter, &alive)?
         };
         written = written.and(stored);
         iter.advance(done as u64)?;
+        left = left.saturating_sub(done as u64);
         task::cond_resched();
     }
     Ok(Some(written))
@@ -548,13 +626,14 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
             }
             continue;
         }
-        match unshare_extent(&mut iter) {
-            Ok(stored) => written = before_end(&iter, written.and(stored)),
-            Err(e) => {
-                // Also of what was done before it went wrong.
-                written = before_end(&iter, written);
-                iter.fail(e);
-            }
+        let copied = iter.wants_unshare();
+        let (result, stored) = match unshare_extent(&mut iter) {
+            Ok(stored) => (Ok(()), stored),
+            Err(e) => (Err(e), WrittenBack::nothing()),
+        };
+        written = before_end(&iter, written.and(stored));
+        if let Some(result) = end_extent(&mut iter, ops, result, copied, &mut copies) {
+            break result;
         }
     };
     let _: Durable = written.fence();
@@ -562,14 +641,17 @@ pub(super) fn file_unshare(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) ->
     result
 }
 
-/// C's `dax_unshare_iter()`: copies the whole blocks of one extent.
+/// C's `dax_unshare_iter()`: copies the whole blocks of one extent, or of its first [`COPY_BATCH`]
+/// bytes.
 fn unshare_extent(iter: &mut IomapIter<'_>) -> Result<WrittenBack> {
-    let len = iter.length();
+    let mut len = iter.length();
     let mut written = WrittenBack::nothing();
     if !iter.wants_unshare() {
         iter.advance(len)?;
         return Ok(written);
     }
+    // Up to the end of a page: the next part begins there.
+    len = len.min(COPY_BATCH - iter.pos() as u64 % PAGE_SIZE as u64);
     let edge = edges(iter.pos(), len as usize, PAGE_SIZE);
     let pos = iter.pos() - edge.head as i64;
     let first = pos as usize >> PAGE_SHIFT;

@@ -36,12 +36,19 @@
 //!
 //! - Who is no fault and may get such blocks says so before it asks ([`Making::copies`]). With the first
 //!   ones it waits for the faults that have entries locked, and looks the blocks up again.
-//! - A write fault that is told of such blocks meanwhile ([`Copies`]) is tried again ([`give_way`]).
+//! - A write fault that is told of such blocks meanwhile ([`Copies`]) is tried again ([`Turn`]).
 //!   A write(2) does not wait for its caller's memory meanwhile: that would be for somebody else to
-//!   end, who may be such a fault.
-//! - A fault that fails leaves the blocks as they are ([`IomapIter::leave`]). Who was given blocks that
-//!   are not shared does not end the extent.
+//!   end, who may be such a fault. Who copies much looks now and then whether faults wait
+//!   ([`is_awaited`]), and lets them in between.
+//! - Who is told of such blocks and does not fill them frees them, by ending the extent with nothing
+//!   done: unfilled ones that stay could become the file's with the end of somebody else's extent, and
+//!   show what a deleted file has left there. A fault may if nobody else fills them; who begins to from
+//!   then on waits for its entry before. A fault that is tried again leaves them
+//!   ([`IomapIter::leave`]) for the next try.
+//! - Who was given blocks that are not shared, or a hole, does not end the extent
+//!   ([`IomapIter::again`]).
 //!
+//! [`IomapIter::again`]: crate::include::iomap::IomapIter::again
 //! [`IomapIter::leave`]: crate::include::iomap::IomapIter::leave
 
 use crate::include::inode::AddressSpace;
@@ -58,7 +65,7 @@ use kernel::{
     },
 };
 
-const SLOTS: usize = 64;
+const SLOTS: usize = 512;
 
 /// How many do something (lower half), and how many have done it (upper half), by mapping. A mapping
 /// that shares its slot with another one has faults that are tried again for nothing.
@@ -73,8 +80,10 @@ impl Counts {
     }
 
     fn slot(&self, mapping: &AddressSpace) -> &Atomic<i64> {
-        // Mappings are parts of inodes, several hundred bytes each.
-        &self.0[(mapping.i_pages().id() >> 9) % SLOTS]
+        // Mappings are parts of inodes, several hundred bytes each, a power of two from each other or
+        // not: the upper bits of a product (Knuth's multiplicative hash) depend on all of them.
+        let id = (mapping.i_pages().id() >> 6) as u64;
+        &self.0[(id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % SLOTS]
     }
 
     fn begin(&'static self, mapping: &AddressSpace) -> Making {
@@ -95,6 +104,8 @@ static BLOCKS: Counts = Counts::new();
 static FAULTS: Counts = Counts::new();
 /// Writing to blocks for copy-on-write, not in a fault.
 static COPIES: Counts = Counts::new();
+/// Waiting in a fault for the end of somebody's copies.
+static WAITING: Counts = Counts::new();
 
 /// What is being done, while this lives.
 #[must_use]
@@ -111,8 +122,15 @@ impl Making {
         FAULTS.begin(mapping)
     }
 
-    /// Blocks for copy-on-write are being filled. Any context.
+    /// Blocks for copy-on-write are being filled. Lets faults that have waited for the end of others
+    /// go first, for some time: may sleep.
     pub(super) fn copies(mapping: &AddressSpace) -> Self {
+        for _ in 0..TURN {
+            if !is_awaited(mapping) {
+                break;
+            }
+            fsleep(Delta::from_millis(1));
+        }
         COPIES.begin(mapping)
     }
 }
@@ -138,20 +156,52 @@ pub(super) fn in_faults(mapping: &AddressSpace) -> bool {
 }
 
 /// For a fault, from before its lookup on.
-pub(super) struct Copies(i64);
+pub(super) struct Copies {
+    seen: i64,
+    filled: bool,
+    refused: bool,
+}
 
 impl Copies {
     /// Looks at what is being done now.
     #[inline]
     pub(super) fn before_lookup(mapping: &AddressSpace) -> Self {
-        Self(COPIES.slot(mapping).load(Acquire))
+        Self {
+            seen: COPIES.slot(mapping).load(Acquire),
+            filled: false,
+            refused: false,
+        }
+    }
+
+    /// The fault has filled its blocks for copy-on-write, and its entry stands for them.
+    #[inline]
+    pub(super) fn fill(&mut self) {
+        self.filled = true;
+    }
+
+    /// See [`Copies::fill`].
+    #[inline]
+    pub(super) fn are_filled(&self) -> bool {
+        self.filled
+    }
+
+    /// Notes that they are somebody else's: the fault is to be tried again.
+    #[inline]
+    pub(super) fn refuse(&mut self) {
+        self.refused = true;
+    }
+
+    /// See [`Copies::refuse`].
+    #[inline]
+    pub(super) fn are_refused(&self) -> bool {
+        self.refused
     }
 
     /// Whether blocks for copy-on-write that the lookup has found must be left alone: somebody else
     /// fills them, or did when they were looked up, and they may have been freed since.
     #[inline]
     pub(super) fn are_others(&self, mapping: &AddressSpace) -> bool {
-        self.0 % ONE_DONE != 0 || COPIES.slot(mapping).load(Acquire) != self.0
+        self.seen % ONE_DONE != 0 || COPIES.slot(mapping).load(Acquire) != self.seen
     }
 }
 
@@ -161,11 +211,52 @@ pub(super) fn are_copied(mapping: &AddressSpace) -> bool {
     COPIES.any(mapping)
 }
 
-/// For a fault that is to be tried again: sleeps for a moment if it was because of copy-on-write. The
-/// entry must be unlocked, as the other side may be waiting for it.
+/// Whether faults wait for the end of somebody's copies.
+#[inline]
+pub(super) fn is_awaited(mapping: &AddressSpace) -> bool {
+    WAITING.any(mapping)
+}
+
+/// How often a fault waits a millisecond for its turn, and who copies for that of faults.
+const TURN: u32 = 32;
+
+/// The turn of a fault which somebody's copies have kept from being handled. As long as this lives, who
+/// copies lets it go first.
+pub(super) struct Turn {
+    waiting: Option<Making>,
+    left: u32,
+}
+
+impl Turn {
+    #[inline]
+    pub(super) fn new() -> Self {
+        Self {
+            waiting: None,
+            left: TURN,
+        }
+    }
+
+    /// Sleeps for a moment if somebody copies. False: not any more, the fault is the process's to try
+    /// again, which may have been killed. The entry must be unlocked, as the other side may be waiting
+    /// for it.
+    pub(super) fn wait(&mut self, mapping: &AddressSpace) -> bool {
+        if self.left == 0 {
+            return false;
+        }
+        self.left -= 1;
+        if are_copied(mapping) {
+            self.waiting.get_or_insert_with(|| WAITING.begin(mapping));
+            fsleep(Delta::from_millis(1));
+        }
+        true
+    }
+}
+
+/// For a fault that is to be tried again because somebody makes blocks: sleeps for a moment. (Not until
+/// they are made, see above.) The entry must be unlocked.
 #[inline]
 pub(super) fn give_way(mapping: &AddressSpace) {
-    if are_copied(mapping) {
-        fsleep(Delta::from_millis(1));
+    if may_be_unready(mapping) {
+        fsleep(Delta::from_micros(50));
     }
 }

@@ -162,8 +162,9 @@ impl<'a> IomapIter<'a> {
 
     /// For faults: ends the walk without telling the file system that nothing was done with its
     /// extent. xfs would free the blocks that it has ready for copy-on-write there, and a write(2)
-    /// may be filling them (it holds another lock than faults do). They stay for the next try, or
-    /// until xfs's garbage collection of such blocks takes them.
+    /// may be filling them (it holds another lock than faults do). They stay for the next try; what
+    /// nobody fills is allocated until the file is truncated or its inode leaves memory (xfs's garbage
+    /// collection passes over blocks that were ready to be written to).
     #[inline]
     pub(crate) fn leave(self) {}
 

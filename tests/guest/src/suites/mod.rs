@@ -5,6 +5,7 @@
 mod ahead;
 mod apps;
 mod block;
+mod copies;
 mod dax;
 mod errors;
 mod faults;
@@ -31,6 +32,7 @@ const SUITES: &[(&str, Fill)] = &[
     ("gup", gup::suite),
     ("errors", errors::suite),
     ("races", races::suite),
+    ("copies", copies::suite),
     ("same_page", same_page::suite),
     ("dax", dax::suite),
     ("params", params::suite),
