@@ -44,12 +44,21 @@ done
 # their times, so those are never shared between clones.)
 deps=/cache/crates-$(cat Cargo.lock Cargo.toml | sha256sum | cut -c1-12)-$($env root | grep -o '[^-]*$')
 t0=$SECONDS
-[ -d build/target ] || $env run bash -c "mkdir -p build && [ ! -d $deps ] || cp -a $deps build/target"
+[ -d build/target ] || $env run bash -c '
+	set -e
+	mkdir -p build
+	[ -d $1 ] || exit 0
+	rm -rf build/target.tmp
+	cp -a $1 build/target.tmp
+	mv -T build/target.tmp build/target
+' deps "$deps"
 $env run cargo build --release --locked --workspace ${CI:+--quiet}
 $env run bash -c '
+	set -e
 	[ ! -d $1 ] || exit 0
 	own=$(cargo metadata --locked --no-deps --format-version 1 | grep -o "\"name\":\"[a-z_-]*\",\"version\"" | cut -d\" -f4 | tr - _ | sort -u)
 	tmp=$1.$$.tmp
+	trap "rm -rf $tmp" EXIT
 	mkdir $tmp $tmp/release
 	cp -a build/target/.rustc_info.json $tmp/
 	cp -a build/target/release/{.fingerprint,build,deps} $tmp/release/
@@ -58,7 +67,7 @@ $env run bash -c '
 			rm -rf $tmp/release/.fingerprint/$n-* $tmp/release/build/$n-* $tmp/release/deps/{,lib}${n}-*
 		done
 	done
-	mv -T $tmp $1 2>/dev/null || rm -rf $tmp
+	mv -T $tmp $1 2>/dev/null || [ -d $1 ]
 ' deps "$deps"
 say "runner and guest programs: $((SECONDS - t0)) s"
 

@@ -169,12 +169,12 @@ fn supervise(request: &Request, limit: Duration, kmsg: &mut KernelLog) -> Event 
     }
     let taint = fs::read_to_string("/proc/sys/kernel/tainted").unwrap_or_default();
     let taint = taint.trim().parse::<u64>().unwrap_or(0) & !proto::EXPECTED_TAINT;
-    let problem = if let Some(line) = trouble {
-        Some(format!("kernel: {line}"))
-    } else if taint != 0 {
-        Some(format!("the kernel is tainted ({taint:#x})"))
-    } else {
-        left.first().map(|l| format!("left behind: {l}"))
+    let tainted = || format!("{} ({taint:#x})", proto::TAINTED);
+    let problem = match (trouble, taint) {
+        (Some(line), 0) => Some(format!("kernel: {line}")),
+        (Some(line), _) => Some(format!("kernel: {line}; {}", tainted())),
+        (None, 0) => left.first().map(|l| format!("left behind: {l}")),
+        (None, _) => Some(tainted()),
     };
     let clean = problem.is_none();
     if let Some(problem) = problem {

@@ -284,6 +284,9 @@ const TROUBLE: &[&str] = &[
     "bad page map",
 ];
 
+/// What a guest says of a test or job after which the kernel is tainted.
+pub const TAINTED: &str = "the kernel is tainted";
+
 /// Whether a kernel log line (without its time stamp) tells of an oops, a warning, a lockup or
 /// the like.
 pub fn is_trouble(message: &str) -> bool {

@@ -389,6 +389,13 @@ impl Campaign<'_> {
             }
             let mut rng = rng(run.seed);
             let candidates = outcome.as_ref().map_or(0, |o| o.candidates);
+            let drawn = outcome.as_ref().map_or(0, |o| o.points.len());
+            if self.options.at.is_none() && drawn < run.points.min(candidates.max(1) as usize) {
+                let error = format!("{drawn} crash points of {candidates} instants");
+                self.fail(run, None, &[], error.clone());
+                self.rows.push(Row::new(run, None, &Found::died(error)));
+                continue;
+            }
             for path in outcome.map(|o| o.points).unwrap_or_default() {
                 let name = Point::load_header(&path)?.name;
                 let random = run.workload.stands_torn_lines();
@@ -621,20 +628,18 @@ impl Campaign<'_> {
                 Ok(Event::Done {
                     outcome, log: text, ..
                 }) => {
-                    vm.wait(Duration::from_secs(30))?;
-                    let mut trouble = kernel_trouble(&text);
+                    // All of the console: the log is cut at its beginning.
+                    let trouble: Vec<_> = vm
+                        .wait(Duration::from_secs(30))?
+                        .into_iter()
+                        .filter(|line| is_trouble(proto::strip_stamp(line)))
+                        .collect();
                     let fine = match &outcome {
                         Outcome::Passed => true,
-                        Outcome::Failed(why) => match why.strip_prefix("kernel: ") {
-                            Some(first) => {
-                                // The log is cut at its beginning, this is not.
-                                trouble.extend(
-                                    Some(first).filter(|m| is_trouble(m)).map(String::from),
-                                );
-                                true
-                            }
-                            None => false,
-                        },
+                        // Of messages the console has said enough.
+                        Outcome::Failed(why) => {
+                            why.starts_with("kernel: ") && !why.contains(proto::TAINTED)
+                        }
                         Outcome::Skipped(_) => false,
                     };
                     if fine && trouble.is_empty() {
@@ -784,19 +789,8 @@ struct Sum {
     broken: usize,
 }
 
-/// Kernel messages in a guest's log that no crash explains.
-fn kernel_trouble(log: &str) -> Vec<String> {
-    let kernel = log.find("--- kernel log").map_or(log, |at| &log[at..]);
-    kernel
-        .lines()
-        .filter_map(|line| line.split_once("] "))
-        .map(|(_, message)| message.to_owned())
-        .filter(|m| is_trouble(m))
-        .collect()
-}
-
-/// XFS calls a torn log record an internal error, with a stack, and goes on without it: that is
-/// what its recovery is for.
+/// Kernel messages that no crash explains. XFS calls a torn log record an internal error, with a
+/// stack, and goes on without it: that is what its recovery is for.
 fn is_trouble(message: &str) -> bool {
     let recovery = message.starts_with("XFS") && message.contains("Internal error");
     proto::is_trouble(message) && !recovery && !message.starts_with("Call Trace:")

@@ -297,7 +297,11 @@ fn test(
         env.accel
     ));
     if let Some(filter) = host {
-        suite::run_host(&report, filter)?;
+        let found = suite::run_host(&report, filter)?;
+        ensure!(
+            found > 0 || !chosen.is_empty() || crash,
+            "no test of the name '{filter}'"
+        );
     }
     let (on, jobs) = (options.on, options.jobs);
     let mut wrong = suite::run(env, chosen, options, &report)?;

@@ -110,7 +110,7 @@ impl<'a> Boot<'a> {
                     path.display()
                 )
             }
-            None => format!("memory-backend-ram,id=ram,size={size}"),
+            None => format!("memory-backend-ram,id=ram,size={size},reserve=off"),
         };
         let mut cmd = Command::new("qemu-system-x86_64");
         cmd.args(["-nodefaults", "-no-user-config", "-no-reboot"])

@@ -104,6 +104,12 @@ impl Tree {
         Ok(Tree(tests))
     }
 
+    /// "generic" or the tree's file system.
+    fn has_kind(&self, kind: &str) -> bool {
+        let mut kinds = self.0.iter().map(|(name, _)| name.split_once('/'));
+        kinds.any(|name| name.is_some_and(|(k, _)| k == kind))
+    }
+
     /// The tests that a word of TESTS means. A list has such words too, and so other lists;
     /// it names tests of every file system.
     fn select(&self, word: &str) -> Vec<&str> {
@@ -134,6 +140,22 @@ impl Tree {
         chosen.sort_by_key(|test| slow.contains(test));
         chosen
     }
+}
+
+/// What a word of TESTS, or of the lists that it means, says that none of the trees has. A test
+/// of a list may be one of a file system that is not chosen.
+fn meaningless(word: &str, trees: &[&Tree]) -> Option<String> {
+    if let Ok(text) = fs::read_to_string(Path::new(CONFIG).join("lists").join(word)) {
+        let of_chosen = |word: &&str| {
+            word.split_once('/')
+                .is_none_or(|(kind, _)| trees.iter().any(|tree| tree.has_kind(kind)))
+        };
+        return list(&text)
+            .filter(of_chosen)
+            .find_map(|w| meaningless(w, trees));
+    }
+    let means = trees.iter().any(|tree| !tree.select(word).is_empty());
+    (!means).then(|| word.to_string())
 }
 
 /// TEST and REASON of our list of tests that are not run (TEST SECTION,… REASON).
@@ -213,15 +235,24 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     if chosen.is_empty() {
         chosen = known.iter().map(|s| s.0).collect();
     }
-    let mut results = Results::open(&env.results, &Path::new(CONFIG).join("expected.tsv"))?;
-    let kernel = env.default_kernel().name.clone();
-    let mut work = Vec::new();
+    let mut sections = Vec::new();
     for section in chosen {
         let Some((_, fs)) = known.iter().find(|s| s.0 == section) else {
             let all: Vec<_> = known.iter().map(|s| s.0).collect();
             bail!("no section '{section}'; there are {}", all.join(", "));
         };
-        let tree = Tree::read(dir, fs)?;
+        sections.push((section, Tree::read(dir, fs)?));
+    }
+    let trees: Vec<_> = sections.iter().map(|(_, tree)| tree).collect();
+    for word in words(&args.tests) {
+        if let Some(nothing) = meaningless(word, &trees) {
+            bail!("TESTS '{word}': '{nothing}' is no test, group or list here");
+        }
+    }
+    let mut results = Results::open(&env.results, &Path::new(CONFIG).join("expected.tsv"))?;
+    let kernel = env.default_kernel().name.clone();
+    let mut work = Vec::new();
+    for (section, tree) in &sections {
         let excluded = excluded(&exclude, section);
         let mut tests: Vec<String> = Vec::new();
         for test in tree.choose(&args.tests, &slow) {
@@ -237,7 +268,7 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
         }
         work.push((section.to_string(), tests));
     }
-    ensure!(results.chosen() > 0, "TESTS '{}' means no test", args.tests);
+    ensure!(results.chosen() > 0, "no test is given");
     let total: usize = work.iter().map(|(_, tests)| tests.len()).sum();
     results.expect(total);
     let whose = match on {
@@ -267,7 +298,7 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     if args.accept {
         results.accept()?;
     }
-    results.finish()
+    results.finish(on)
 }
 
 /// A run that stops after some minutes.
@@ -368,6 +399,9 @@ impl Run<'_> {
             limit_s: 7 * 24 * 3600,
         })?;
         let mut started: Option<(String, Instant)> = None;
+        let mut last = self.key(section, "boot");
+        // A bad test explains what else is wrong with its guest.
+        let mut bad = false;
         // The guest itself reports a test that is too slow; more silence than that is a death.
         let patience = Duration::from_secs(self.args.test_limit + 120);
         let booted = Instant::now();
@@ -401,14 +435,16 @@ impl Run<'_> {
                             seconds,
                             reason,
                         };
-                        results.add(self.key(section, &test), row, &log)?;
+                        last = self.key(section, &test);
+                        bad |= verdict.is_bad();
+                        results.add(last.clone(), row, &log)?;
                     }
                 },
                 Ok(Event::Done { outcome, log, .. }) => {
-                    if let Outcome::Failed(why) = outcome {
-                        let path = console.with_extension("job.log");
-                        fs::write(&path, log)?;
-                        results.say(format!("{section}: {why} (log: {})", path.display()));
+                    match outcome {
+                        Outcome::Failed(why) if bad => results.say(format!("{section}: {why}")),
+                        Outcome::Failed(why) => results.trouble(&last, &why, &log)?,
+                        _ => {}
                     }
                     // However it goes down, the next list begins in a fresh one.
                     vm.kill();
@@ -441,7 +477,8 @@ impl Run<'_> {
                         }
                         None if cut => {}
                         None => {
-                            results.say(format!("{section}: {death} (log: {})", console.display()))
+                            let log = String::from_utf8_lossy(&log);
+                            results.trouble(&last, &death.to_string(), &log)?;
                         }
                     }
                     return Ok(!cut);
@@ -477,6 +514,22 @@ mod tests {
             tree.choose("mmap generic/08*", &slow),
             ["ext4/001", "generic/081", "generic/080"]
         );
+    }
+
+    #[test]
+    fn words_without_a_meaning_are_told() {
+        let tree = |kinds: &[&str]| {
+            let test = |kind: &&str| (format!("{kind}/080"), ["auto".to_string()].into());
+            Tree(kinds.iter().map(test).collect())
+        };
+        let (ext4, xfs) = (tree(&["generic", "ext4"]), tree(&["generic", "xfs"]));
+        for word in ["generic/080", "auto", "xfs/08*"] {
+            assert_eq!(meaningless(word, &[&ext4, &xfs]), None);
+        }
+        for word in ["generic/081", "mmpa", "xfs/081"] {
+            assert_eq!(meaningless(word, &[&ext4, &xfs]).as_deref(), Some(word));
+        }
+        assert_eq!(meaningless("xfs/080", &[&ext4]).as_deref(), Some("xfs/080"));
     }
 
     #[test]

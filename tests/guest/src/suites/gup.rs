@@ -22,6 +22,7 @@ use crate::fixture::dax::{clone_range, on_both, on_each, punch, Model};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::fallocate;
 use crate::fixture::io::{same, Aligned};
+use crate::fixture::thread::Waiter;
 use crate::fixture::trace::Trace;
 use crate::fixture::{pattern, sh, Dax, Driver, Flushes, Fs, Mapping, PAGE, PMD};
 use crate::test::{Ctx, Suite};
@@ -173,7 +174,7 @@ fn dma_after_fsync(ctx: &Ctx) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
     for fs in Fs::ALL {
         let dax = Dax::on(driver.disk(0), fs)?;
-        let (slow, disk) = SlowDisk::load(Duration::from_millis(2000))?;
+        let (slow, disk) = SlowDisk::load(Duration::from_millis(4000))?;
         for (name, huge) in [("small", false), ("huge", true)] {
             let file = dax.file(name, huge)?;
             let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
@@ -251,6 +252,19 @@ impl Held {
     }
 }
 
+/// Until the thread waits, by all appearance for a page in use: it is asleep for long, or, if
+/// `it_polls`, just there for long.
+fn waits_for_page(waiter: &Waiter, it_polls: bool) -> Result<()> {
+    let states: &[char] = if it_polls {
+        &['R', 'S', 'D']
+    } else {
+        &['S', 'D']
+    };
+    waiter
+        .wait_until_asleep(states, Duration::from_millis(200))
+        .context("nobody waits for a page in use")
+}
+
 /// Truncation, punching, collapsing and sharing (xfs) wait as long as a pipe holds a page of the
 /// range, with the page's old bytes in it; the Rust layer counts the pages that it waits for.
 fn pinned(dax: Dax, rust: bool) -> Result<()> {
@@ -278,20 +292,22 @@ fn pinned(dax: Dax, rust: bool) -> Result<()> {
             let held = Held::pages(&map, 10 * PAGE, data.len())?;
             let before = rust.then(|| Counters::read(dax.disk())).transpose()?;
             let trace = Trace::start(if rust { &["rust_pmem/rpmem_busy"] } else { &[] })?;
-            let released = AtomicBool::new(false);
+            let (waiter, released) = (Waiter::default(), AtomicBool::new(false));
             std::thread::scope(|scope| -> Result<()> {
                 let changer = scope.spawn(|| {
+                    waiter.here();
                     let result = change(&file, &dax);
                     (result, released.load(Ordering::SeqCst))
                 });
-                std::thread::sleep(Duration::from_millis(150));
-                let early = changer.is_finished();
+                // xfs locks two inodes again and again.
+                let asleep = waits_for_page(&waiter, what == "reflink");
                 released.store(true, Ordering::SeqCst);
                 let got = held.take()?;
                 let (result, waited) = changer.join().expect("the changing thread panicked");
                 result?;
+                asleep.with_context(|| format!("{what} (huge: {huge})"))?;
                 ensure!(
-                    !early && waited,
+                    waited,
                     "{what} did not wait for a page in use (huge: {huge})"
                 );
                 same(what, &got, &data)
@@ -324,10 +340,13 @@ fn mapped_again_while_pinned(dax: Dax) -> Result<()> {
         let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
         map.touch(10 * PAGE, 1);
         let held = Held::pages(&map, 10 * PAGE, PAGE as usize)?;
+        let waiter = Waiter::default();
         std::thread::scope(|scope| -> Result<()> {
-            let changer = scope.spawn(|| file.set_len(5 * PAGE));
-            std::thread::sleep(Duration::from_millis(150));
-            ensure!(!changer.is_finished(), "did not wait for a page in use");
+            let changer = scope.spawn(|| {
+                waiter.here();
+                file.set_len(5 * PAGE)
+            });
+            waits_for_page(&waiter, false)?;
             map.peek(10 * PAGE);
             held.take()?;
             let end = Instant::now() + Duration::from_secs(10);
@@ -411,20 +430,20 @@ fn unmount_while_pinned(dax: Dax) -> Result<()> {
     map.write(3 * PAGE, &data);
     let held = Held::pages(&map, 3 * PAGE, data.len())?;
     drop((map, file));
-    let t = Instant::now();
+    let released = AtomicBool::new(false);
     let (got, dax) = std::thread::scope(|scope| -> Result<_> {
         let holder = scope.spawn(|| {
-            std::thread::sleep(Duration::from_millis(400));
+            // Much longer than unmounting and mounting take.
+            std::thread::sleep(Duration::from_secs(2));
+            released.store(true, Ordering::SeqCst);
             held.take()
         });
         let dax = dax.remount()?;
-        Ok((holder.join().expect("the holding thread panicked")?, dax))
+        let waited = released.load(Ordering::SeqCst);
+        let got = holder.join().expect("the holding thread panicked")?;
+        ensure!(waited, "unmounted while a page is in use");
+        Ok((got, dax))
     })?;
-    let waited = t.elapsed();
-    ensure!(
-        waited >= Duration::from_millis(350),
-        "unmounted after {waited:?}, page in use"
-    );
     same("the pipe", &got, &data)?;
     let file = dax.mount.open("f")?;
     let mut now = vec![0; PAGE as usize];

@@ -165,11 +165,13 @@ fn hook_taken(ctx: &Ctx) -> Result<()> {
 /// works.
 fn no_hook(ctx: &Ctx) -> Result<()> {
     const ENABLED: &str = "/proc/sys/kernel/ftrace_enabled";
-    // 7.3 has the file, but what it says is so for ever: it cannot come to this.
-    if let Err(e) = std::fs::write(ENABLED, "0") {
-        bail!(Skip(format!(
+    // 7.3 has the file, but what it says is so for ever: it cannot come to this. EBUSY instead
+    // would be a hook that somebody left behind.
+    match std::fs::write(ENABLED, "0") {
+        Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => bail!(Skip(format!(
             "function tracing cannot be switched off: {e}"
-        )));
+        ))),
+        result => result.context(ENABLED)?,
     }
     let result = (|| {
         refused(&[], Errno::EBUSY, "ftrace_enabled is 0; load with fs_dax=0")?;

@@ -327,8 +327,10 @@ fn mixed(dax: Dax, time: Duration, what: Mix) -> Result<()> {
     let freezer = what.freeze.then(|| {
         let dir = dax.mount.dir.display();
         let rounds = time.as_millis() / 150;
+        // On a slow machine a round takes longer.
+        let seconds = time.as_secs() + 2;
         let script = format!(
-            "for i in $(seq {rounds}); do \
+            "for i in $(seq {rounds}); do [ $SECONDS -lt {seconds} ] || break; \
                sleep 0.1; fsfreeze -f {dir} || exit 1; sleep 0.01; fsfreeze -u {dir} || exit 1; \
              done"
         );

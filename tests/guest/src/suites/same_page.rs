@@ -14,12 +14,12 @@ use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
-use nix::unistd::gettid;
 use proto::{Machine, Tag};
 
 use super::races::{until, Rng};
 use crate::fixture::dax::{clone_range, on_each, Model};
 use crate::fixture::fs::{fallocate, physical};
+use crate::fixture::thread::Waiter;
 use crate::fixture::{pattern, sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
@@ -312,18 +312,18 @@ fn slow_source(ctx: &Ctx) -> Result<()> {
         // All but the last page.
         let written = 0..LEN - PAGE;
         let stored = [5 * PAGE, 3 * MIB, LEN - PAGE];
-        let (tid, done) = (AtomicU64::new(0), AtomicBool::new(false));
+        let (waiter, done) = (Waiter::default(), AtomicBool::new(false));
         let (sender, ended) = channel();
         std::thread::scope(|scope| {
             let writer = scope.spawn(|| {
-                tid.store(gettid().as_raw() as u64, Ordering::SeqCst);
+                waiter.here();
                 let len = (written.end - written.start) as usize;
                 // SAFETY: Plain numbers; the kernel finds out what can be read.
                 let n = unsafe { libc::pwrite(file.as_raw_fd(), source.as_ptr().cast(), len, 0) };
                 done.store(true, Ordering::SeqCst);
                 Errno::result(n).map(|n| n as usize == len)
             });
-            let waits = wait_until_asleep(&tid);
+            let waits = waiter.wait_until_asleep(&['D'], Duration::from_secs(1));
             scope.spawn(|| {
                 for at in stored {
                     map.touch(at, STORED);
@@ -363,25 +363,6 @@ fn slow_source(ctx: &Ctx) -> Result<()> {
     drop(origin);
     dax.check()?;
     driver.unload()
-}
-
-/// Until a thread, when it has said which, has been in an uninterruptible sleep for a second.
-fn wait_until_asleep(tid: &AtomicU64) -> Result<()> {
-    let end = Instant::now() + Duration::from_secs(30);
-    let mut asleep = 0;
-    while asleep < 20 {
-        std::thread::sleep(Duration::from_millis(50));
-        ensure!(Instant::now() < end, "the writer does not sleep");
-        let stat = std::fs::read_to_string(format!(
-            "/proc/self/task/{}/stat",
-            tid.load(Ordering::SeqCst)
-        ));
-        // PID (NAME) STATE
-        let sleeps =
-            stat.is_ok_and(|s| s.rsplit_once(") ").is_some_and(|(_, s)| s.starts_with('D')));
-        asleep = if sleeps { asleep + 1 } else { 0 };
-    }
-    Ok(())
 }
 
 /// A write(2) from a mapping of the same file, of the same range or of one that overlaps it from

@@ -192,6 +192,8 @@ pub struct Results {
     /// The sections and tests that the run is about, in order; those that it leaves out because
     /// they have a result already, or because they are excluded, as well.
     chosen: Vec<Key>,
+    /// What went wrong in a guest outside of its tests.
+    troubles: Vec<String>,
 }
 
 impl Results {
@@ -216,6 +218,7 @@ impl Results {
             logs,
             bar,
             chosen: Vec::new(),
+            troubles: Vec::new(),
         })
     }
 
@@ -286,6 +289,27 @@ impl Results {
         Ok(())
     }
 
+    /// What went wrong in a guest, after `test`, and was no test's fault: the kernel log when all
+    /// is unmounted, the unloading of the module. It is as bad as a failed test.
+    pub fn trouble(&mut self, key: &Key, what: &str, log: &str) -> Result<()> {
+        let name = format!(
+            "{}-{}-{}-after-{}.log",
+            key.kernel, key.on, key.section, key.test
+        );
+        let path = self.logs.join(name.replace('/', "-"));
+        fs::write(&path, log)?;
+        let text = format!(
+            "{what} [{} {}, after {}] (log: {})",
+            key.section,
+            key.on,
+            key.test,
+            path.display()
+        );
+        self.say(&text);
+        self.troubles.push(text);
+        Ok(())
+    }
+
     /// Makes the results of the chosen tests the expected ones, on both sides.
     pub fn accept(&mut self) -> Result<()> {
         for key in &self.chosen {
@@ -312,26 +336,30 @@ impl Results {
         known.min_by_key(|known| known.other_kernel)
     }
 
-    /// A result of ours that must not be: anything but a pass where C passes, or bad where
-    /// C's is not known to be bad as well. C itself is compared with what is expected of it.
+    /// A result of ours that must not be: anything but a pass where C, or ours before, passed;
+    /// bad where C's is not known to be bad as well; a guest that died or hung, which no failure
+    /// on C excuses. C itself is compared with what is expected of it.
     fn unexpected(&self, key: &Key) -> bool {
         let Some(row) = self.table.0.get(key) else {
             return false;
         };
-        let reference = match key.on {
-            "c" => self.expected.nearest(key).map(|(_, row)| row.verdict),
+        let before = self.expected.nearest(key).map(|(_, row)| row.verdict);
+        let c = match key.on {
+            "c" => before,
             _ => self.known(&key.on("c")).map(|known| known.row.verdict),
         };
+        let worse = [before, c].contains(&Some(Verdict::Pass));
         match row.verdict {
             Verdict::Pass | Verdict::Excluded => false,
-            Verdict::Notrun => reference == Some(Verdict::Pass),
-            _ => !reference.is_some_and(Verdict::is_bad),
+            Verdict::Notrun => worse,
+            Verdict::Fail => worse || !c.is_some_and(Verdict::is_bad),
+            same @ (Verdict::Timeout | Verdict::Died) => ![before, c].contains(&Some(same)),
         }
     }
 
     /// Prints the table of the chosen tests, C beside ours, and the sums. True: nothing
-    /// unexpected.
-    pub fn finish(self) -> Result<bool> {
+    /// unexpected. `on` is the side of this run.
+    pub fn finish(self, on: On) -> Result<bool> {
         self.bar.finish_and_clear();
         self.table.write(&self.path)?;
         let cell = |known: Option<Known>| match known {
@@ -348,7 +376,6 @@ impl Results {
         let mut sums: BTreeMap<(&str, &str), Sums> = BTreeMap::new();
         let mut unexpected = Vec::new();
         let mut better = Vec::new();
-        let mut untried = 0;
         for key in &self.chosen {
             let sides = [key.on("c"), key.on("rust")];
             let [c, ours] = [0, 1].map(|i| self.known(&sides[i]));
@@ -359,9 +386,7 @@ impl Results {
             }
             let mut reasons = [ours, c].into_iter().flatten().map(|k| &k.row.reason);
             let reason = reasons.find(|r| !r.is_empty());
-            if c.is_none() && ours.is_none() {
-                untried += 1;
-            } else {
+            if c.is_some() || ours.is_some() {
                 println!(
                     "{:12} {:12} {} {} {}",
                     key.section,
@@ -414,12 +439,27 @@ impl Results {
                 );
             }
         }
+        if !self.troubles.is_empty() {
+            println!("in guests, but in none of their tests:");
+        }
+        for trouble in &self.troubles {
+            println!("  {trouble}");
+        }
+        let untried = self
+            .chosen
+            .iter()
+            .filter(|key| !self.table.0.contains_key(key));
         println!(
-            "{} tests, {untried} not tried yet, {} unexpected results",
+            "{} tests, {} not tried yet on {}, {} unexpected results",
             self.chosen.len(),
-            unexpected.len()
+            untried.count(),
+            match on {
+                On::Rust => "ours",
+                On::C => "C",
+            },
+            unexpected.len() + self.troubles.len()
         );
-        Ok(unexpected.is_empty())
+        Ok(unexpected.is_empty() && self.troubles.is_empty())
     }
 }
 
@@ -448,7 +488,10 @@ mod tests {
             &expected,
             "s\tgeneric/001\tc\t7.2\tpass\t1\t\n\
              s\tgeneric/002\tc\t7.2\tfail\t1\twhy\n\
-             s\tgeneric/004\tc\t7.3\tnotrun\t1\twhy\n",
+             s\tgeneric/004\tc\t7.3\tnotrun\t1\twhy\n\
+             s\tgeneric/006\tc\t7.2\tfail\t1\twhy\n\
+             s\tgeneric/006\trust\t7.2\tpass\t1\t\n\
+             s\tgeneric/007\tc\t7.2\ttimeout\t1\twhy\n",
         )
         .unwrap();
         let mut results = Results::open(dir.path(), &expected).unwrap();
@@ -457,9 +500,17 @@ mod tests {
             ("generic/001", "notrun", true),
             ("generic/001", "pass", false),
             ("generic/002", "fail", false),
+            ("generic/002", "notrun", false),
+            ("generic/002", "died", true),
+            ("generic/002", "timeout", true),
             ("generic/003", "fail", true),
             ("generic/004", "notrun", false),
             ("generic/004", "died", true),
+            ("generic/006", "fail", true),
+            ("generic/006", "notrun", true),
+            ("generic/006", "pass", false),
+            ("generic/007", "timeout", false),
+            ("generic/007", "died", true),
         ] {
             let (key, r) = row(&format!("s\t{test}\trust\t7.3\t{verdict}\t1\tx"));
             results.add(key.clone(), r, "").unwrap();
@@ -469,12 +520,27 @@ mod tests {
         assert!(results.has(&key));
         // What came is in the file already.
         let file = Table::read(&dir.path().join("xfstests.tsv")).unwrap();
-        assert_eq!(file.0.len(), 4);
+        assert_eq!(file.0.len(), 6);
         // An excluded test has a row, but may be tried once it is excluded no more.
         let key = Key::new("s", "generic/005", On::Rust, "7.3");
         results.exclude(key.clone(), "why").unwrap();
         assert!(!results.has(&key) && !results.unexpected(&key));
         assert!(results.known(&key).unwrap().is(Verdict::Excluded));
+    }
+
+    #[test]
+    fn trouble_outside_of_a_test_is_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        for trouble in [false, true] {
+            let mut results = Results::open(dir.path(), &dir.path().join("expected.tsv")).unwrap();
+            let (key, r) = row("s\tgeneric/001\trust\t7.3\tpass\t1\t");
+            results.choose(key.clone());
+            results.add(key.clone(), r, "").unwrap();
+            if trouble {
+                results.trouble(&key, "cannot be unloaded", "log").unwrap();
+            }
+            assert_eq!(results.finish(On::Rust).unwrap(), !trouble);
+        }
     }
 
     #[test]

@@ -10,13 +10,13 @@ mod files;
 use std::panic::{catch_unwind, AssertUnwindSafe};
 use std::time::Instant;
 
-use anyhow::{anyhow, Context, Result};
+use anyhow::{anyhow, ensure, Context, Result};
 use powerfail::job::{Ground, Progress, Task, MAPS, SYMBOLS};
 use powerfail::marker;
 use powerfail::model::Verdict;
 use powerfail::workload::Workload;
 
-use crate::fixture::fs::Made;
+use crate::fixture::fs::{is_dax, Made};
 use crate::fixture::{Disk, Driver, Fs, Mount};
 use crate::test::Ctx;
 
@@ -65,10 +65,16 @@ fn made(task: &Task, disk: &Disk) -> Option<Made> {
 }
 
 fn mount(made: &Made, workload: Workload) -> Result<Mount> {
-    made.mount(match workload {
-        Workload::Direct => "dax=never",
-        _ => "dax=always",
-    })
+    let dax = workload != Workload::Direct;
+    let mount = made.mount(if dax { "dax=always" } else { "dax=never" })?;
+    // xfs mounts without it, and without an error, if it cannot have it.
+    drop(mount.create("is-dax")?);
+    ensure!(
+        is_dax(&mount.path("is-dax"))? == dax,
+        "{}: DAX is not as mounted",
+        mount.fs()
+    );
+    Ok(mount)
 }
 
 fn perform(task: &Task, disk: &Disk) -> Result<()> {
