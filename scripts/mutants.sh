@@ -10,8 +10,6 @@
 # must pass on the source as it is. Exit status 0 if every mutant was caught. Nothing in
 # the tree itself is changed.
 #
-# Expects what `make test` builds (runner, guest, plugin).
-
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -23,6 +21,11 @@ scratch=build/mutants/tree
 module=$scratch/build/$kernel/rust_pmem.ko
 results=build/results/mutants
 mkdir -p "$scratch" "$results"
+for name; do
+	grep -q "^$name |" tests/mutants/table || { echo "no mutant '$name' in tests/mutants/table"; exit 2; }
+done
+# The runner and the guest program of this source.
+KERNEL=$kernel scripts/runner.sh list >/dev/null
 
 # The source as it is, whatever the last mutant left in the copy.
 refresh() {
@@ -44,7 +47,7 @@ run() {
 		--results "$results" "${what[@]}" >"$results/$2.log" 2>&1
 }
 # The line that says why, without names and times. None: the test did not fail, the run did.
-why() { sed -n 's/^failed  [^:]*::[^:]*: //p; /^crash: .*, 0 failed$/!s/^crash: //p' "$results/$1.log" | head -n 1; }
+why() { sed -n '/: no guest to run it in/d; s/^failed  [^:]*::[^:]*: //p; /^crash: .*, 0 failed$/!s/^crash: //p' "$results/$1.log" | head -n 1; }
 trim() { local s=$1; s=${s#"${s%%[![:space:]]*}"}; printf '%s' "${s%"${s##*[![:space:]]}"}"; }
 
 declare -A sound=()
