@@ -318,7 +318,7 @@ fn wait_for_faults(iter: &mut IomapIter<'_>) -> Result {
     let last = (iter.end() - 1) as usize >> PAGE_SHIFT;
     // Also if this fails the extent must not be ended: a fault may have it.
     iter.again();
-    writeback::clean(mapping, Stats::write_cache(mapping), first, last, &mut 0)?;
+    writeback::clean(mapping, first, last, &mut 0)?;
     let _ = mapping.invalidate(first, last);
     Ok(())
 }

@@ -109,8 +109,7 @@ pub(super) fn break_layout(
     }
     // Nothing is mapped now, and the caller keeps faults out: nothing becomes dirty again.
     let (first, last) = page_range(start, end);
-    let write_cache = Stats::write_cache(mapping);
-    if let Err(e) = clean(mapping, write_cache, first, last, &mut 0) {
+    if let Err(e) = clean(mapping, first, last, &mut 0) {
         mapping.set_error(e);
     }
     delete_mapping_range(mapping, start, end);
@@ -131,7 +130,7 @@ pub(super) fn break_layout_final(inode: &Inode) {
     // The last write-back was before a device was done with a page.
     if was_busy {
         // Nobody is left who could be told of an error.
-        let _ = clean(mapping, Stats::write_cache(mapping), 0, usize::MAX, &mut 0);
+        let _ = clean(mapping, 0, usize::MAX, &mut 0);
     }
     delete_mapping_range(mapping, 0, i64::MAX);
 }

@@ -38,7 +38,6 @@ pub(crate) use stats::Stats;
 use crate::{
     drivers::pmem::Device,
     include::{
-        dax_access::DaxAccess,
         folio::{
             Folio,
             LayoutCallback, //
@@ -128,12 +127,8 @@ impl Operations for FsDax {
         fault::finish_sync_fault(vmf, order, pfn)
     }
 
-    fn writeback_mapping_range(
-        mapping: &AddressSpace,
-        dax: &DaxAccess<'_>,
-        wbc: &WritebackControl<'_>,
-    ) -> Result {
-        writeback::writeback_mapping_range(mapping, dax, wbc)
+    fn writeback_mapping_range(mapping: &AddressSpace, wbc: &WritebackControl<'_>) -> Result {
+        writeback::writeback_mapping_range(mapping, wbc)
     }
 
     fn layout_busy_page_range(mapping: &AddressSpace, start: i64, end: i64) -> Option<&Folio> {

@@ -8,6 +8,7 @@ use crate::{
     include::{
         cpu,
         inode::AddressSpace,
+        pmem::Pmem,
         vm_fault::{
             FaultResult,
             VmFault, //
@@ -144,10 +145,12 @@ impl Stats {
         }
     }
 
-    /// Whether dirty lines of the device that a file is on have to be written back.
+    /// Whether dirty lines of a file's memory have to be written back. (The files of xfs's realtime
+    /// device are not on the superblock's: theirs are.)
     #[inline]
-    pub(super) fn write_cache(mapping: &AddressSpace) -> bool {
-        Device::from_superblock(mapping.host().sb()).is_none_or(|d| d.write_cache())
+    pub(super) fn write_cache(mapping: &AddressSpace, mem: &Pmem<'_>) -> bool {
+        Device::from_superblock(mapping.host().sb())
+            .is_none_or(|device| device.write_cache() || !device.contains(mem))
     }
 }
 

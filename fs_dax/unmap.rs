@@ -44,11 +44,15 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
     }
     let index = folio.index();
     let nr = 1 << folio.order();
-    let flush = module_param::flush_on_unmap() && Stats::write_cache(mapping);
     let entry = Entry::new(folio.pfn(), folio.order(), super::entry::Kind::Real);
+    let mut flush = module_param::flush_on_unmap();
     if flush {
         if let Some(pages) = owner::pages(mapping, entry) {
-            let _durable = arch::write_back(&pages.mem()).fence();
+            let mem = pages.mem();
+            flush = Stats::write_cache(mapping, &mem);
+            if flush {
+                let _durable = arch::write_back(&mem).fence();
+            }
         }
     }
     let tagged = mark_dirty(mapping, index, entry);

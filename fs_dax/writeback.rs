@@ -29,7 +29,6 @@ use crate::{
         WrittenBack, //
     },
     include::{
-        dax_access::DaxAccess,
         folio::Pages,
         inode::AddressSpace,
         pmem::Pmem,
@@ -48,7 +47,6 @@ use kernel::prelude::*;
 /// See [`crate::include::fs_dax_ops::Operations::writeback_mapping_range`].
 pub(super) fn writeback_mapping_range(
     mapping: &AddressSpace,
-    dax: &DaxAccess<'_>,
     wbc: &WritebackControl<'_>,
 ) -> Result {
     let inode = mapping.host();
@@ -64,7 +62,7 @@ pub(super) fn writeback_mapping_range(
     let (first, last) = page_range(start, end);
     trace::writeback(inode, first, last);
     let mut pages = 0;
-    let result = clean(mapping, dax.write_cache(), first, last, &mut pages);
+    let result = clean(mapping, first, last, &mut pages);
     if let Err(e) = result {
         mapping.set_error(e);
     }
@@ -73,11 +71,9 @@ pub(super) fn writeback_mapping_range(
 }
 
 /// Makes what is dirty from index `first` to `last` durable; a PMD entry that the range touches, in
-/// whole. `pages` counts what was done. Without `write_cache` caches are persistent and nothing has
-/// to be flushed. May sleep.
+/// whole. `pages` counts what was done. May sleep.
 pub(super) fn clean(
     mapping: &AddressSpace,
-    write_cache: bool,
     first: usize,
     last: usize,
     pages: &mut usize,
@@ -90,7 +86,7 @@ pub(super) fn clean(
         let Some(end) = batch.runs().last().map(|run| run.end()) else {
             return Ok(());
         };
-        let durable = xa.unlocked(|| make_durable(mapping, write_cache, &batch));
+        let durable = xa.unlocked(|| make_durable(mapping, &batch));
         release(&mut xa, mapping, &batch, durable.as_ref().ok().copied());
         durable?;
         *pages += batch.pages();
@@ -174,7 +170,7 @@ fn next_dirty(xa: &mut XaLocked<'_, '_>, last: usize) -> usize {
 
 /// Starts to write `mem`, which is or will be of a file, back, unless caches are persistent.
 pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack {
-    if Stats::write_cache(mapping) {
+    if Stats::write_cache(mapping, mem) {
         arch::write_back(mem)
     } else {
         WrittenBack::nothing()
@@ -183,7 +179,7 @@ pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack 
 
 /// Takes the right to store to the pages of a batch away, writes them back and waits until they are
 /// durable. The entries are locked.
-fn make_durable(mapping: &AddressSpace, write_cache: bool, batch: &Batch) -> Result<Durable> {
+fn make_durable(mapping: &AddressSpace, batch: &Batch) -> Result<Durable> {
     // A file that nobody maps has no page tables to clean: mappings that come now fault, and wait
     // for the entries.
     if mapping.is_mapped() {
@@ -192,14 +188,17 @@ fn make_durable(mapping: &AddressSpace, write_cache: bool, batch: &Batch) -> Res
         }
     }
     let mut written = WrittenBack::nothing();
+    let mut flushed = false;
     for run in batch.runs() {
-        if write_cache {
-            let pages = Pages::new(mapping, run.pfn, run.nr).ok_or(EIO)?;
+        let pages = Pages::new(mapping, run.pfn, run.nr).ok_or(EIO)?;
+        // Else caches are persistent.
+        if Stats::write_cache(mapping, &pages.mem()) {
             written = written.and(arch::write_back(&pages.mem()));
+            flushed = true;
         }
         trace::run(mapping.host(), run.index, run.pfn, run.nr);
     }
-    Stats::of(mapping, |s| s.count_batch(batch, write_cache));
+    Stats::of(mapping, |s| s.count_batch(batch, flushed));
     Ok(written.fence())
 }
 

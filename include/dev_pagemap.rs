@@ -344,6 +344,13 @@ impl<T> Pagemap<T> {
         }
     }
 
+    /// Whether `mem` is of the range.
+    #[inline]
+    pub(crate) fn contains(&self, mem: &Pmem<'_>) -> bool {
+        let first = self.map.kaddr.as_ptr().addr();
+        (first..first + self.len() as usize).contains(&mem.addr())
+    }
+
     /// Bytes of the range; `EINVAL` if they are not all in it.
     #[inline]
     pub(crate) fn pmem(&self, offset: u64, len: usize) -> Result<Pmem<'_>> {

@@ -10,7 +10,6 @@
 
 use super::{
     bindings,
-    dax_access::DaxAccess,
     folio::{
         Folio,
         LayoutCallback, //
@@ -86,11 +85,7 @@ pub(crate) trait Operations: Sized + 'static {
     fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult;
 
     /// `dax_writeback_mapping_range()`: makes the dirty pages of the range durable. May sleep.
-    fn writeback_mapping_range(
-        mapping: &AddressSpace,
-        dax: &DaxAccess<'_>,
-        wbc: &WritebackControl<'_>,
-    ) -> Result;
+    fn writeback_mapping_range(mapping: &AddressSpace, wbc: &WritebackControl<'_>) -> Result;
 
     /// `dax_layout_busy_page_range()`: unmaps the bytes `start..=end` and returns a folio in use by
     /// somebody else, if there is one. May sleep.
@@ -288,19 +283,18 @@ impl<T: Operations> Thunks<T> {
     /// Called as `dax_writeback_mapping_range()`.
     unsafe extern "C" fn writeback(
         mapping: *mut bindings::address_space,
-        dax: *mut bindings::dax_device,
+        _dax: *mut bindings::dax_device,
         wbc: *mut bindings::writeback_control,
     ) -> c_int {
         // SAFETY: The caller's arguments are valid for the call.
-        let (mapping, dax, wbc) = unsafe {
+        let (mapping, wbc) = unsafe {
             (
                 AddressSpace::from_raw(mapping),
-                DaxAccess::from_raw(dax),
                 WritebackControl::from_raw(wbc),
             )
         };
         from_result(|| {
-            T::writeback_mapping_range(mapping, &dax.ok_or(ENODEV)?, &wbc)?;
+            T::writeback_mapping_range(mapping, &wbc)?;
             Ok(0)
         })
     }

@@ -8,7 +8,7 @@ use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, ensure, Result};
+use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{kill, Signal};
 use nix::sys::wait::waitpid;
@@ -58,6 +58,8 @@ pub fn suite(s: &mut Suite) {
         .tag(Tag::Smoke);
     s.test("flush_on_unmap", flush_on_unmap).tag(Tag::RustOnly);
     s.test("persistent_caches", persistent_caches)
+        .tag(Tag::RustOnly);
+    s.test("realtime_device", realtime_device)
         .tag(Tag::RustOnly);
     s.test("trace_events", |ctx| on_both(ctx, trace_events))
         .tag(Tag::RustOnly)
@@ -802,6 +804,59 @@ fn persistent_caches(ctx: &Ctx) -> Result<()> {
         }
         dax.check()?;
     }
+    driver.unload()
+}
+
+/// The files of an xfs are on its realtime device, whose caches are not persistent; those of its other
+/// device are. What is in files is flushed.
+fn realtime_device(ctx: &Ctx) -> Result<()> {
+    let driver = Driver::load(ctx, &[])?;
+    let (data, realtime) = (driver.disk(0), driver.disk(1));
+    data.set_sysfs("dax/write_cache", "0")?;
+    let made = Fs::Xfs.make_on(
+        &data.path,
+        &[
+            "-m reflink=0,rmapbt=0 -d agcount=2,rtinherit=1",
+            &format!("-r rtdev={}", realtime.path),
+        ],
+    )?;
+    let mount = made.mount(&format!("dax=always,rtdev={}", realtime.path))?;
+    let file = mount.create("f")?;
+    file.write_all_at(&pattern(1, 0, 16 * PAGE as usize), 0)?;
+    file.sync_all()?;
+    let map = Mapping::shared(&file, 0, 16 * PAGE)?;
+    let mut before = Counters::read(data)?;
+    let mut flushed = |what: &str, counter: &str, want: u64| -> Result<()> {
+        let now = Counters::read(data)?;
+        let got = now.since(&before, counter)?;
+        ensure!(got == want, "{what}: {counter} grew by {got}, not {want}");
+        before = now;
+        Ok(())
+    };
+    map.touch(3 * PAGE, 7);
+    let at = map.physical(3 * PAGE)?.context("the page is not mapped")?;
+    ensure!(
+        (realtime.start..realtime.start + realtime.size).contains(&at),
+        "the page at {at:#x} is not of the realtime device"
+    );
+    file.sync_all()?;
+    flushed("fsync", "bytes_fsync", PAGE)?;
+    map.touch(4 * PAGE, 7);
+    map.madvise(0, map.len() as u64, libc::MADV_DONTNEED)?;
+    flushed("unmapping", "bytes_unmap", PAGE)?;
+    file.sync_all()?;
+    flushed("fsync", "bytes_fsync", PAGE)?;
+    // Of what stays, too.
+    map.touch(5 * PAGE, 7);
+    file.set_len(8 * PAGE)?;
+    file.sync_all()?;
+    flushed("truncation and fsync", "bytes_fsync", PAGE)?;
+    map.touch(5 * PAGE, 8);
+    punch(&file, 5 * PAGE, PAGE)?;
+    flushed("a hole", "bytes_fsync", PAGE)?;
+    drop((map, file));
+    mount.unmount()?;
+    data.set_sysfs("dax/write_cache", "1")?;
     driver.unload()
 }
 
