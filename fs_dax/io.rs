@@ -192,7 +192,11 @@ pub(super) fn iomap_rw(
             if !there {
                 break Err(EFAULT);
             }
-            copies = Some(Making::copies(mapping));
+            copies = Some(if iocb.is_nowait() {
+                Making::copies_at_once(mapping)
+            } else {
+                Making::copies(mapping)
+            });
             settled = false;
             ready = false;
         }

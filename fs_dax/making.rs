@@ -122,8 +122,12 @@ impl Making {
         FAULTS.begin(mapping)
     }
 
-    /// Blocks for copy-on-write are being filled. Lets faults that have waited for the end of others
-    /// go first, for some time: may sleep.
+    /// Blocks for copy-on-write are being filled. Any context.
+    pub(super) fn copies_at_once(mapping: &AddressSpace) -> Self {
+        COPIES.begin(mapping)
+    }
+
+    /// The same, but faults that have waited for the end of others go first. May sleep, for some time.
     pub(super) fn copies(mapping: &AddressSpace) -> Self {
         for _ in 0..TURN {
             if !is_awaited(mapping) {
