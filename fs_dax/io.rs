@@ -170,6 +170,8 @@ pub(super) fn iomap_rw(
     // mapping of what is written to.
     let may_share = write && iocb.may_share_blocks();
     let mut copies = None;
+    // Bytes since.
+    let mut copied = 0;
     let mut settled = false;
     // Blocks for copy-on-write were made ready for what is still to be written.
     let mut ready = false;
@@ -192,11 +194,12 @@ pub(super) fn iomap_rw(
             if !there {
                 break Err(EFAULT);
             }
-            copies = Some(if iocb.is_nowait() {
-                Making::copies_at_once(mapping)
-            } else {
-                Making::copies(mapping)
-            });
+            // Faults go first, but this must not wait: the caller may, and call again.
+            if iocb.is_nowait() && making::is_awaited(mapping) {
+                break Err(EAGAIN);
+            }
+            copies = Some(Making::copies(mapping));
+            copied = 0;
             settled = false;
             ready = false;
         }
@@ -229,10 +232,12 @@ pub(super) fn iomap_rw(
         };
         written = before_end(&iter, written.and(stored));
         let moved = iter.pos() != from;
+        copied += (iter.pos() - from) as u64;
         stuck = if moved { 0 } else { stuck + 1 };
         let used_up = bounce.as_ref().is_some_and(Bounce::is_empty);
-        let pauses = !iter.is_done() && (used_up || (moved && making::is_awaited(mapping)));
-        if may_share && (result == Err(EFAULT) || (result.is_ok() && pauses)) {
+        let pauses = copied >= COPY_BATCH && bounce.is_none() && making::is_awaited(mapping);
+        let goes_on = result.is_ok() && !iter.is_done() && (used_up || pauses);
+        if may_share && (result == Err(EFAULT) || goes_on) {
             // The end of what was copied; the rest anew, when its source is there.
             if moved && shared {
                 if let Err(e) = iter.next(ops) {
@@ -250,6 +255,8 @@ pub(super) fn iomap_rw(
             }
             iter.again();
         } else if let Err(e) = result {
+            // What was done becomes the file's; the rest stays ready.
+            ready = shared && moved;
             iter.fail(e);
         }
     };
@@ -283,9 +290,11 @@ pub(super) fn iomap_rw(
 }
 
 /// Frees the blocks for copy-on-write that were made ready for the rest of a write(2), which will not
-/// come: its source is not there. (Not while that was waited for: a fault could have filled them.)
+/// come. (If its source was waited for, a fault may have filled them: they are asked for once more.)
 fn free_copies(iter: &mut IomapIter<'_>, ops: &IomapOps) {
     let _copies = Making::copies(iter.inode().mapping());
+    // The last one was ended.
+    iter.again();
     for settled in [false, true] {
         match iter.next(ops) {
             Ok(true) if iter.iomap().is_shared() => {}

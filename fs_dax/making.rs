@@ -40,18 +40,22 @@
 //!   A write(2) does not wait for its caller's memory meanwhile: that would be for somebody else to
 //!   end, who may be such a fault. Who copies much looks now and then whether faults wait
 //!   ([`is_awaited`]), and lets them in between.
-//! - Who is told of such blocks and does not fill them frees them, by ending the extent with nothing
-//!   done: unfilled ones that stay could become the file's with the end of somebody else's extent, and
-//!   show what a deleted file has left there. A fault may if nobody else fills them; who begins to from
-//!   then on waits for its entry before. A fault that is tried again leaves them
-//!   ([`IomapIter::leave`]) for the next try.
 //! - Who was given blocks that are not shared, or a hole, does not end the extent
-//!   ([`IomapIter::again`]).
+//!   ([`IomapIter::again`]): blocks that somebody else has had made ready there, and has not filled,
+//!   would become the file's, and show what a deleted file has left there.
+//! - Who was given blocks for copy-on-write, and does not fill them, frees them by ending the extent
+//!   with nothing done. (Not all: xfs makes ready whatever of them it has in the range of the source,
+//!   and tells of the first only. The rest stays allocated until the inode leaves memory.) A fault
+//!   may if nobody else fills them; who begins to from then on waits for its entry before. A fault that
+//!   is tried again leaves them ([`IomapIter::leave`]) for the next try.
 //!
 //! [`IomapIter::again`]: crate::include::iomap::IomapIter::again
 //! [`IomapIter::leave`]: crate::include::iomap::IomapIter::leave
 
-use crate::include::inode::AddressSpace;
+use crate::include::{
+    inode::AddressSpace,
+    task, //
+};
 use kernel::{
     sync::atomic::{
         Acquire,
@@ -122,12 +126,8 @@ impl Making {
         FAULTS.begin(mapping)
     }
 
-    /// Blocks for copy-on-write are being filled. Any context.
-    pub(super) fn copies_at_once(mapping: &AddressSpace) -> Self {
-        COPIES.begin(mapping)
-    }
-
-    /// The same, but faults that have waited for the end of others go first. May sleep, for some time.
+    /// Blocks for copy-on-write are being filled. Faults that have waited for the end of others go
+    /// first: may sleep, for some time.
     pub(super) fn copies(mapping: &AddressSpace) -> Self {
         for _ in 0..TURN {
             if !is_awaited(mapping) {
@@ -224,6 +224,10 @@ pub(super) fn is_awaited(mapping: &AddressSpace) -> bool {
 /// How often a fault waits a millisecond for its turn, and who copies for that of faults.
 const TURN: u32 = 32;
 
+/// How often it waits before it asks for its turn: there are gaps between most copies, and who lets
+/// others go first waits longer than they need.
+const PATIENCE: u32 = 4;
+
 /// The turn of a fault which somebody's copies have kept from being handled. As long as this lives, who
 /// copies lets it go first.
 pub(super) struct Turn {
@@ -241,15 +245,17 @@ impl Turn {
     }
 
     /// Sleeps for a moment if somebody copies. False: not any more, the fault is the process's to try
-    /// again, which may have been killed. The entry must be unlocked, as the other side may be waiting
+    /// again, or the process was killed. The entry must be unlocked, as the other side may be waiting
     /// for it.
     pub(super) fn wait(&mut self, mapping: &AddressSpace) -> bool {
-        if self.left == 0 {
+        if self.left == 0 || task::fatal_signal_pending() {
             return false;
         }
         self.left -= 1;
         if are_copied(mapping) {
-            self.waiting.get_or_insert_with(|| WAITING.begin(mapping));
+            if self.left < TURN - PATIENCE {
+                self.waiting.get_or_insert_with(|| WAITING.begin(mapping));
+            }
             fsleep(Delta::from_millis(1));
         }
         true
