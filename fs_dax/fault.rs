@@ -12,7 +12,8 @@
 //! - A hole is mapped with a huge zero page of our own ([`crate::include::zero_pmd`]), as the
 //!   kernel's is not exported.
 //! - Copy-on-write unmaps and copies before the new entry is put in place; if the copy fails the old
-//!   one stays.
+//!   one stays, and the blocks made ready for it are freed. A PMD falls back then; C makes all of it,
+//!   copied or not, the file's.
 //! - An entry whose pfn is not that of the extent (a fault has raced with the end of a copy-on-write
 //!   write(2)) is replaced. C maps the new page and flushes the old one.
 //! - The dirty mark is set when the entry is locked: one cycle of `xa_lock` less.

@@ -16,7 +16,10 @@
 //! - Zero pages mapped where write(2) writes are taken away also if the file system does not call the
 //!   blocks new: when ext4 makes a block of an unwritten extent a written one it may fill those
 //!   around it with zeroes and tell nobody. C leaves zeroes in the mappings then.
-//! - Zeroing goes over whole extents with non-temporal stores, not page by page.
+//! - Zeroing goes over extents with non-temporal stores, not page by page.
+//! - Zeroing and unsharing end only the extents in which they have copied something, see
+//!   [`super::making`].
+//! - After [`COPY_BATCH`] bytes write(2), zeroing and unsharing let faults in that wait for their end.
 
 use super::{
     entry::{

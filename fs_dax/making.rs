@@ -127,7 +127,8 @@ impl Making {
     }
 
     /// Blocks for copy-on-write are being filled. Faults that have waited for the end of others go
-    /// first: may sleep, for some time.
+    /// first: may sleep, up to [`TURN`] milliseconds, with the inode's locks held. (Where these keep
+    /// the file's own faults out, in zeroing and unsharing, only those of files in the same slot wait.)
     pub(super) fn copies(mapping: &AddressSpace) -> Self {
         for _ in 0..TURN {
             if !is_awaited(mapping) {
@@ -246,7 +247,8 @@ impl Turn {
 
     /// Sleeps for a moment if somebody copies. False: not any more, the fault is the process's to try
     /// again, or the process was killed. The entry must be unlocked, as the other side may be waiting
-    /// for it.
+    /// for it; what the core and xfs hold for a fault (mmap_lock or the VMA's, the mapping's
+    /// invalidate_lock shared) stays held, none of which a write(2) that copies wants.
     pub(super) fn wait(&mut self, mapping: &AddressSpace) -> bool {
         if self.left == 0 || task::fatal_signal_pending() {
             return false;

@@ -168,8 +168,8 @@ impl<'a> IomapIter<'a> {
     #[inline]
     pub(crate) fn leave(self) {}
 
-    /// The next [`IomapIter::next`] gets the extent at the same position anew, without telling the file
-    /// system that nothing was done with the one at hand; see [`IomapIter::leave`].
+    /// The next [`IomapIter::next`] gets the extent at the position anew, without telling the file
+    /// system what was done with the one at hand; see [`IomapIter::leave`].
     pub(crate) fn again(&mut self) {
         self.raw.iomap = Default::default();
         self.raw.srcmap = Default::default();
