@@ -114,25 +114,14 @@ fn fault_in_pieces(dax: &Dax) -> Result<(File, Model)> {
     Ok((b, model))
 }
 
-/// Two pages, of which the second cannot be accessed.
-fn half_readable(data: &[u8]) -> Result<Mapping> {
-    let source = Mapping::with_anonymous(2 * PAGE)?;
-    source.write(0, data);
-    let second = source.as_ptr().wrapping_add(PAGE as usize).cast();
-    // SAFETY: The mapping's own page, which nobody uses from here on.
-    let n = unsafe { libc::mprotect(second, PAGE as usize, libc::PROT_NONE) };
-    Errno::result(n)?;
-    Ok(source)
-}
-
-/// A write(2) of `len` bytes from there, of which the kernel can read a page.
-fn write_a_page_of(file: &File, source: &Mapping, len: u64, offset: u64) -> Result<()> {
+/// A write(2) of all of `source`, of which the kernel can read a page.
+fn write_a_page_of(file: &File, source: &Mapping, offset: u64) -> Result<()> {
     // SAFETY: Plain numbers; the kernel finds out what can be read.
     let n = unsafe {
         libc::pwrite(
             file.as_raw_fd(),
             source.as_ptr().cast(),
-            len as usize,
+            source.len(),
             offset as i64,
         )
     };
@@ -144,8 +133,8 @@ fn write_a_page_of(file: &File, source: &Mapping, len: u64, offset: u64) -> Resu
 fn failed_write(dax: &Dax) -> Result<(File, Model)> {
     let (_, b, mut model) = clone_in_pieces(dax, 16 * PAGE, 16 * PAGE)?;
     let new = pattern(9, 0, PAGE as usize);
-    let source = half_readable(&new)?;
-    write_a_page_of(&b, &source, 8 * PAGE, 0)?;
+    let source = Mapping::with_one_page(8 * PAGE, &new)?;
+    write_a_page_of(&b, &source, 0)?;
     model.put(0, &new);
     punch(&b, 2 * PAGE, PAGE)?;
     model.put(2 * PAGE, &[0; PAGE as usize]);
@@ -200,8 +189,8 @@ fn blocks_are_given_back(dax: Dax) -> Result<()> {
     }
     taken("stores", PMDS * BESIDE)?;
     let new = pattern(9, 0, PAGE as usize);
-    let source = half_readable(&new)?;
-    write_a_page_of(&b, &source, MIB - 64 * PAGE, 64 * PAGE)?;
+    let source = Mapping::with_one_page(MIB - 64 * PAGE, &new)?;
+    write_a_page_of(&b, &source, 64 * PAGE)?;
     model.put(64 * PAGE, &new);
     taken("the write(2)", BESIDE)?;
     model.expect("b", &b, Some(&map))?;

@@ -176,17 +176,7 @@ fn store_and_write(dax: Dax, time: Duration, all: bool) -> Result<()> {
 /// file, in a block that is the file's.
 fn store_and_failed_write(dax: Dax, time: Duration) -> Result<()> {
     // One page, and what follows is not to be read.
-    let source = Mapping::with_anonymous(PAGES * PAGE)?;
-    source.write(0, &[OLD; PAGE as usize]);
-    // SAFETY: The mapping is there, and nobody has a reference into it.
-    let n = unsafe {
-        libc::mprotect(
-            source.as_ptr().wrapping_add(PAGE as usize).cast(),
-            ((PAGES - 1) * PAGE) as usize,
-            libc::PROT_NONE,
-        )
-    };
-    Errno::result(n)?;
+    let source = Mapping::with_one_page(PAGES * PAGE, &[OLD; PAGE as usize])?;
     copies(
         &dax,
         time,
