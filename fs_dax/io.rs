@@ -167,11 +167,71 @@ pub(super) fn iomap_rw(
     }
 
     let mut iter = IomapIter::new(inode, start, len as u64, why);
-    // Where blocks can be shared, faults leave such blocks alone from before the first lookup on. This
-    // must not last as long as somebody likes who is asked for the caller's memory: nothing is waited
-    // for then, and the memory made to be there before. It may be gone then each time: it can be a
-    // mapping of what is written to.
-    let may_share = write && iocb.may_share_blocks();
+    let result = if write && iocb.may_share_blocks() {
+        write_sharing(&mut iter, user, ops, iocb.is_nowait())
+    } else {
+        rw_plain(&mut iter, user, ops, write)
+    };
+    let done = (iter.pos() - start) as usize;
+    iocb.set_pos(iter.pos());
+    let ret = match result {
+        Err(e) if done == 0 => Err(e),
+        _ => Ok(done),
+    };
+    let code = ret.map_or_else(|e| e.to_errno() as isize, |n| n as isize);
+    Stats::of(mapping, |s| s.count_rw(write, done));
+    trace::rw(inode, start, len, write, code);
+    ret
+}
+
+/// read(2), and write(2) to what shares no blocks. What was written is durable when it returns, up to
+/// metadata.
+fn rw_plain(
+    iter: &mut IomapIter<'_>,
+    user: &mut IovIter<'_>,
+    ops: &IomapOps,
+    write: bool,
+) -> Result {
+    let mapping = iter.inode().mapping();
+    let mut written = WrittenBack::nothing();
+    let result = loop {
+        // The last call asks for no blocks.
+        let makes = write && !iter.is_done();
+        let making = makes.then(|| Making::blocks(mapping));
+        let next = iter.next(ops);
+        drop(making);
+        match next {
+            Ok(true) => {}
+            Ok(false) => break Ok(()),
+            Err(e) => break Err(e),
+        }
+        let (result, stored) = rw_extent(iter, user, write, u64::MAX);
+        written = written.and(stored);
+        if let Err(e) = result {
+            iter.fail(e);
+        }
+    };
+    if write {
+        let _: Durable = written.fence();
+    }
+    result
+}
+
+/// write(2) where blocks can be shared (xfs, which gives none out before its zeroes). What was written
+/// is durable when it returns, up to metadata.
+///
+/// Faults leave blocks for copy-on-write alone from before the first lookup on. This must not last as
+/// long as somebody likes who is asked for the caller's memory: nothing is waited for then, and the
+/// memory made to be there before. It may be gone then each time: it can be a mapping of what is
+/// written to.
+fn write_sharing(
+    iter: &mut IomapIter<'_>,
+    user: &mut IovIter<'_>,
+    ops: &IomapOps,
+    nowait: bool,
+) -> Result {
+    let mapping = iter.inode().mapping();
+    let start = iter.pos();
     let mut copies = None;
     // Bytes since.
     let mut copied = 0;
@@ -183,7 +243,7 @@ pub(super) fn iomap_rw(
     let mut cow = false;
     let mut written = WrittenBack::nothing();
     let result = loop {
-        if may_share && copies.is_none() {
+        if copies.is_none() {
             if stuck >= PATIENCE && bounce.is_none() {
                 bounce = match Bounce::new() {
                     Ok(bounce) => Some(bounce),
@@ -198,7 +258,7 @@ pub(super) fn iomap_rw(
                 break Err(EFAULT);
             }
             // Faults go first, but this must not wait: the caller may, and call again.
-            if iocb.is_nowait() && making::is_awaited(mapping) {
+            if nowait && making::is_awaited(mapping) {
                 break Err(EAGAIN);
             }
             copies = Some(Making::copies(mapping));
@@ -206,18 +266,14 @@ pub(super) fn iomap_rw(
             settled = false;
             ready = false;
         }
-        // What shares blocks, xfs, gives none out before its zeroes.
-        let making = (write && !may_share).then(|| Making::blocks(mapping));
-        let next = iter.next(ops);
-        drop(making);
-        match next {
+        match iter.next(ops) {
             Ok(true) => {}
             Ok(false) => break Ok(()),
             Err(e) => break Err(e),
         }
-        let shared = write && iter.iomap().is_shared();
+        let shared = iter.iomap().is_shared();
         if shared && !settled {
-            if let Err(e) = wait_for_faults(&mut iter) {
+            if let Err(e) = wait_for_faults(iter) {
                 break Err(e);
             }
             settled = true;
@@ -226,21 +282,20 @@ pub(super) fn iomap_rw(
         cow |= shared;
         let from = iter.pos();
         let (result, stored) = {
-            let _no_faults = may_share.then(NoPageFaults::new);
-            let most = if may_share { COPY_BATCH } else { u64::MAX };
+            let _no_faults = NoPageFaults::new();
             match &mut bounce {
-                Some(bounce) => bounce.write(|user| rw_extent(&mut iter, user, write, most)),
-                None => rw_extent(&mut iter, user, write, most),
+                Some(bounce) => bounce.write(|user| rw_extent(iter, user, true, COPY_BATCH)),
+                None => rw_extent(iter, user, true, COPY_BATCH),
             }
         };
-        written = before_end(&iter, written.and(stored));
+        written = before_end(iter, written.and(stored));
         let moved = iter.pos() != from;
         copied += (iter.pos() - from) as u64;
         stuck = if moved { 0 } else { stuck + 1 };
         let used_up = bounce.as_ref().is_some_and(Bounce::is_empty);
         let pauses = copied >= COPY_BATCH && bounce.is_none() && making::is_awaited(mapping);
         let goes_on = result.is_ok() && !iter.is_done() && (used_up || pauses);
-        if may_share && (result == Err(EFAULT) || goes_on) {
+        if result == Err(EFAULT) || goes_on {
             // The end of what was copied; the rest anew, when its source is there.
             if moved && shared {
                 if let Err(e) = iter.next(ops) {
@@ -250,7 +305,7 @@ pub(super) fn iomap_rw(
             ready = !iter.is_done() && iter.iomap().is_shared();
             iter.again();
             copies = None;
-        } else if may_share && !shared && moved {
+        } else if !shared && moved {
             // To xfs its end would be that of copy-on-write at the same place, which a fault that is
             // tried again may have prepared.
             if result.is_err() || iter.is_done() {
@@ -267,35 +322,24 @@ pub(super) fn iomap_rw(
         bounce.give_back(user);
     }
     if ready {
-        free_copies(&mut iter, ops);
+        copies.get_or_insert_with(|| Making::copies(mapping));
+        free_copies(iter, ops);
     }
-    let done = (iter.pos() - start) as usize;
-    iocb.set_pos(iter.pos());
-    if write {
-        // What write(2) has stored is durable when it returns, up to metadata.
-        let _: Durable = written.fence();
-        if cow && done > 0 {
-            // Pages dirtied since are of the new blocks and stay.
-            let _ = mapping.invalidate(
-                start as usize >> PAGE_SHIFT,
-                (iter.pos() - 1) as usize >> PAGE_SHIFT,
-            );
-        }
+    let _: Durable = written.fence();
+    if cow && iter.pos() > start {
+        // Pages dirtied since are of the new blocks and stay.
+        let _ = mapping.invalidate(
+            start as usize >> PAGE_SHIFT,
+            (iter.pos() - 1) as usize >> PAGE_SHIFT,
+        );
     }
-    let ret = match result {
-        Err(e) if done == 0 => Err(e),
-        _ => Ok(done),
-    };
-    let code = ret.map_or_else(|e| e.to_errno() as isize, |n| n as isize);
-    Stats::of(mapping, |s| s.count_rw(write, done));
-    trace::rw(inode, start, len, write, code);
-    ret
+    result
 }
 
 /// Frees the blocks for copy-on-write that were made ready for the rest of a write(2), which will not
 /// come. (If its source was waited for, a fault may have filled them: they are asked for once more.)
+/// Faults are to stay away from them ([`Making::copies`]).
 fn free_copies(iter: &mut IomapIter<'_>, ops: &IomapOps) {
-    let _copies = Making::copies(iter.inode().mapping());
     // The last one was ended.
     iter.again();
     for settled in [false, true] {

@@ -390,16 +390,6 @@ size_t rpmem_copy_mc_to_iter(void *from, size_t bytes, struct iov_iter *i)
 	return _copy_mc_to_iter(from, bytes, i);
 }
 
-size_t rpmem_iov_iter_count(const struct iov_iter *i)
-{
-	return iov_iter_count(i);
-}
-
-bool rpmem_iov_iter_is_write(const struct iov_iter *i)
-{
-	return iov_iter_rw(i) == WRITE;
-}
-
 void rpmem_pagefault_disable(void)
 {
 	pagefault_disable();

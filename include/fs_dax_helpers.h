@@ -85,8 +85,6 @@ bool rpmem_waitqueue_active(struct wait_queue_head *wq);
 /* linux/uio.h */
 size_t rpmem_copy_from_iter_flushcache(void *to, size_t bytes, struct iov_iter *i);
 size_t rpmem_copy_mc_to_iter(void *from, size_t bytes, struct iov_iter *i);
-size_t rpmem_iov_iter_count(const struct iov_iter *i);
-bool rpmem_iov_iter_is_write(const struct iov_iter *i);
 
 void rpmem_pagefault_disable(void);
 void rpmem_pagefault_enable(void);

@@ -156,7 +156,9 @@ impl<'a> IomapIter<'a> {
     pub(crate) fn next(&mut self, ops: &IomapOps) -> Result<bool> {
         // SAFETY: Both are valid.
         let ret = unsafe { bindings::rpmem_iomap_iter(&mut self.raw, ops.0.get()) };
-        to_result(ret)?;
+        if ret < 0 {
+            to_result(ret)?;
+        }
         Ok(ret > 0)
     }
 

@@ -39,15 +39,14 @@ impl<'a> IovIter<'a> {
     /// `iov_iter_count()`: bytes left.
     #[inline]
     pub(crate) fn count(&self) -> usize {
-        // SAFETY: Valid.
-        unsafe { bindings::rpmem_iov_iter_count(self.0) }
+        // SAFETY: Valid; a plain field, in a union of structs that all have it there.
+        unsafe { self.0.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
     }
 
     /// Whether it is the source of a write.
     #[inline]
     pub(crate) fn is_write(&self) -> bool {
-        // SAFETY: Valid.
-        unsafe { bindings::rpmem_iov_iter_is_write(self.0) }
+        u32::from(self.0.data_source) == bindings::ITER_SOURCE
     }
 
     /// `fault_in_iov_iter_readable()`: sees to it that up to `len` bytes of the user's memory can be
