@@ -31,8 +31,8 @@ help:
 	@echo '  make shell            a shell in the guest with the module loaded (PARAMS="flush_on_unmap=0")'
 	@echo
 	@echo '  make modules          build build/KERNEL/rust_pmem.ko'
-	@echo '  make modules_install  install it for the running kernel (KDIR=) or below DESTDIR='
-	@echo '  make kernels          the kernels that can be had; KERNEL= names one (default, newest, 7.3.4 …)'
+	@echo '  make modules_install  install it for the running kernel (or KERNEL=, KDIR=), or below DESTDIR='
+	@echo '  make kernels          the kernels that can be had; KERNEL= names one (default, newest, 7.3 …)'
 	@echo '  make fmt, clippy      rustfmt (fmtcheck only looks) and clippy with the kernel'\''s configuration'
 	@echo '  make rust-analyzer    rust-project.json for an editor'
 	@echo '  make clean            remove build/;  make clean-cache removes what was cached'

@@ -9,18 +9,10 @@
 //! compile.
 
 pub(crate) mod lines;
-
-#[cfg(CONFIG_X86_64)]
 mod x86;
 
 #[cfg(not(CONFIG_X86_64))]
-mod generic;
-
-#[cfg(CONFIG_X86_64)]
-use x86 as isa;
-
-#[cfg(not(CONFIG_X86_64))]
-use generic as isa;
+compile_error!("how this architecture writes cache lines back is not known here");
 
 use crate::include::{
     cpu,
@@ -32,7 +24,8 @@ use core::sync::atomic::{
 };
 use kernel::prelude::*;
 
-pub(crate) use isa::{
+use x86 as isa;
+pub(crate) use x86::{
     Features,
     Isa, //
 };

@@ -249,9 +249,8 @@ fn pmd_fault(
                 &mut copies,
             );
         }
-        let failed = result.is_error()
-            || result == FaultResult::NONE
-            || result == FaultResult::FALLBACK;
+        let failed =
+            result.is_error() || result == FaultResult::NONE || result == FaultResult::FALLBACK;
         if failed && !copies.are_filled() {
             give_back(iter, ops, result, &copies);
             break;

@@ -620,10 +620,7 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
     if offset == 0 && left >= PAGE_SIZE {
         let nr = (left / PAGE_SIZE).min(ZERO_BATCH);
         return match dax.direct_access(alive, pgoff, nr, false) {
-            Ok(extent) => Ok((
-                extent.mem.len(),
-                arch::zero(&extent.mem, dax.write_cache()),
-            )),
+            Ok(extent) => Ok((extent.mem.len(), arch::zero(&extent.mem, dax.write_cache()))),
             // The driver knows how to make bad memory good.
             Err(e) if e == errno::hwpoison() => {
                 dax.zero_page(alive, pgoff).map_err(mem_to_block)?;

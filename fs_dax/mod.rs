@@ -44,8 +44,8 @@ use crate::{
         },
         fs_dax_ops::{
             self,
-            AttachError,
             Attached,
+            HookError,
             Operations, //
         },
         inode::{
@@ -77,15 +77,15 @@ pub(crate) struct FsDax;
 pub(crate) fn attach() -> Result<Attached<FsDax>> {
     lock::init();
     fs_dax_ops::attach().map_err(|e| match e {
-        AttachError::NoFunction(name, e) => {
+        HookError::NoFunction(name, e) => {
             pr_err!("fs_dax: this kernel's {name:?} cannot be redirected ({e:?}); load with fs_dax=0 to leave DAX to the kernel\n");
             EBUSY
         }
-        AttachError::Register(e) => {
+        HookError::Register(e) => {
             pr_err!("fs_dax: the functions of fs/dax.c cannot be redirected ({e:?}): a livepatch has one of them, or kernel.ftrace_enabled is 0; load with fs_dax=0 to leave DAX to the kernel\n");
             EBUSY
         }
-        AttachError::NoMemory => ENOMEM,
+        HookError::NoMemory => ENOMEM,
     })
 }
 

@@ -99,9 +99,9 @@ counters! {
     fault_errors,
     /// Second halves of MAP_SYNC faults.
     sync_faults,
-    /// Page entries written back by fsync, msync or sync.
+    /// Page entries written back, by what is counted in `bytes_fsync`.
     pages_flushed,
-    /// PMD entries written back.
+    /// PMD entries, the same.
     pmds_flushed,
     /// Runs of contiguous pages written back.
     runs,

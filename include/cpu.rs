@@ -10,13 +10,6 @@ pub(crate) use crate::arch::Features;
 
 impl Features {
     /// The boot processor's features; the kernel refuses to bring up processors that have less.
-    #[cfg(not(CONFIG_X86_64))]
-    pub(crate) fn get() -> Self {
-        Self {}
-    }
-
-    /// The boot processor's features; the kernel refuses to bring up processors that have less.
-    #[cfg(CONFIG_X86_64)]
     pub(crate) fn get() -> Self {
         // SAFETY: These read constants of a running kernel.
         unsafe {

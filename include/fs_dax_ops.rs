@@ -8,6 +8,7 @@
 //! concern file systems on a driver's disks. They must all go together: C's functions wait for
 //! locked entries on a wait table of their own.
 
+pub(crate) use super::ftrace::HookError;
 use super::{
     bindings,
     folio::{
@@ -15,7 +16,6 @@ use super::{
         LayoutCallback, //
     },
     ftrace::{
-        HookError,
         Hooks,
         Redirect,
         Subject, //
@@ -50,16 +50,6 @@ use kernel::{
     },
     prelude::*, //
 };
-
-/// Why the hooks could not be set.
-pub(crate) enum AttachError {
-    /// This kernel does not have the function, or not where it can be hooked.
-    NoFunction(&'static CStr, Error),
-    /// `EBUSY`: somebody else has hooked one of them, or function tracing is off.
-    Register(Error),
-    /// No memory.
-    NoMemory,
-}
 
 /// What fs/dax.c does, for file systems on disks of [`Operations::Disk`]. Every function follows
 /// the C function of its name with `dax_` before it; locks and context are those of C.
@@ -157,18 +147,14 @@ impl<T> Drop for Attached<T> {
 ///
 /// To be called before the driver's first disk appears and undone after the last one is gone. Takes
 /// about half a second under emulation. May sleep.
-pub(crate) fn attach<T: Operations>() -> core::result::Result<Attached<T>, AttachError> {
+pub(crate) fn attach<T: Operations>() -> core::result::Result<Attached<T>, HookError> {
     // SAFETY: The thunks have the types of the C functions. The caller sees to the disks; the block
     // layer sees to it that the module stays as long as one is open.
-    match unsafe { Hooks::set::<T::Disk>(Thunks::<T>::TABLE) } {
-        Ok(hooks) => Ok(Attached {
-            hooks: Some(hooks),
-            _ops: PhantomData,
-        }),
-        Err(HookError::NoFunction(name, e)) => Err(AttachError::NoFunction(name, e)),
-        Err(HookError::Register(e)) => Err(AttachError::Register(e)),
-        Err(HookError::NoMemory) => Err(AttachError::NoMemory),
-    }
+    let hooks = unsafe { Hooks::set::<T::Disk>(Thunks::<T>::TABLE) }?;
+    Ok(Attached {
+        hooks: Some(hooks),
+        _ops: PhantomData,
+    })
 }
 
 /// What C calls. All are called by C code of the kernel and the file systems in place of the

@@ -99,11 +99,11 @@ unsafe impl Send for Hooks {}
 unsafe impl Sync for Hooks {}
 
 /// Why hooks could not be set.
-pub(super) enum HookError {
-    /// There is no such function, or it cannot be traced.
+pub(crate) enum HookError {
+    /// This kernel does not have the function, or not where it can be hooked.
     NoFunction(&'static CStr, Error),
-    /// Registration failed: `EBUSY` if somebody else (a livepatch) redirects one of the functions
-    /// or function tracing is switched off.
+    /// `EBUSY`: somebody else (a livepatch) redirects one of the functions, or function tracing is
+    /// switched off.
     Register(Error),
     /// No memory.
     NoMemory,

@@ -28,7 +28,7 @@
  */
 char *rpmem_param_phys_addr;
 module_param_named(phys_addr, rpmem_param_phys_addr, charp, 0444);
-MODULE_PARM_DESC(phys_addr, "start of the one range to use instead of all memmap=nn!ss ranges, for memory reserved with memmap=nn$ss (bytes; 0x, K, M, G, T accepted; needs size=)");
+MODULE_PARM_DESC(phys_addr, "start of the one range to use instead of all memmap=nn!ss ranges, for memory reserved with memmap=nn$ss (bytes; 0x, K, M, G, T accepted; a multiple of 2M; needs size=)");
 
 char *rpmem_param_size;
 module_param_named(size, rpmem_param_size, charp, 0444);
@@ -44,7 +44,7 @@ MODULE_PARM_DESC(flush_on_unmap, "write dirty cache lines back when a DAX mappin
 
 unsigned int rpmem_param_fault_around = 16;
 module_param_named(fault_around, rpmem_param_fault_around, uint, 0644);
-MODULE_PARM_DESC(fault_around, "pages that a DAX read fault maps ahead at most, if faults come in sequence (default: 16; 0: none; up to 64; may be changed at run time)");
+MODULE_PARM_DESC(fault_around, "pages that a DAX read fault maps ahead at most, if faults come in sequence; elsewhere its aligned block of 4, from 4 on (default: 16; 0: none; up to 64; may be changed at run time)");
 
 unsigned int rpmem_param_fault_around_write;
 module_param_named(fault_around_write, rpmem_param_fault_around_write, uint, 0644);

@@ -42,7 +42,9 @@ pub(crate) fn kind(start: u64, len: u64) -> Kind {
     ];
     let mut whole = false;
     for desc in set_aside {
-        for_each(desc, start, start + (len - 1), |_, part| whole |= part == len);
+        for_each(desc, start, start + (len - 1), |_, part| {
+            whole |= part == len
+        });
     }
     if whole {
         Kind::SetAside
@@ -54,7 +56,12 @@ pub(crate) fn kind(start: u64, len: u64) -> Kind {
 /// Calls `f` with the start and the length of every range that the firmware's memory map has as
 /// type 12, "Persistent Memory (legacy)", in ascending order.
 pub(crate) fn for_each_legacy_pmem(f: impl FnMut(u64, u64)) {
-    for_each(bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY, 0, u64::MAX, f);
+    for_each(
+        bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY,
+        0,
+        u64::MAX,
+        f,
+    );
 }
 
 /// Calls `f` with the start and the length of what each resource of this kind has of the range.

@@ -21,7 +21,7 @@ check_kdir() {
 	v=$(make -s -C "$k" kernelversion 2>/dev/null) || die "KDIR=$k: 'make kernelversion' fails there"
 	[ "$(printf '%s\n7.2\n' "$v" | sort -V | head -n 1)" = 7.2 ] || die "KDIR=$k is Linux $v; 7.2 or later is needed"
 	grep -qx CONFIG_RUST=y "$k/.config" || die "KDIR=$k was configured without CONFIG_RUST=y: no Rust module can be built for it"
-	[ -f "$k/rust/libkernel.rmeta" ] || die "KDIR=$k has no rust/libkernel.rmeta: run 'make prepare' there (distribution headers ship none; see README.md)"
+	[ -f "$k/rust/libkernel.rmeta" ] || die "KDIR=$k has no rust/libkernel.rmeta: run 'make prepare' there (distribution headers ship none; see CONTRIBUTING.md)"
 	want=$(sed -n 's/^CONFIG_RUSTC_VERSION_TEXT="\(.*\)"/\1/p' "$k/.config")
 	have=$(${RUSTC:-rustc} --version 2>/dev/null) || die "no rustc on this machine; KDIR=$k was built with $want"
 	[ "$want" = "$have" ] || die "KDIR=$k was built with '$want', but ${RUSTC:-rustc} is '$have': the same compiler is needed (RUSTC=)"
@@ -35,7 +35,10 @@ if [ -n "${KDIR:-}" ]; then
 	tree=$KDIR src=$PWD
 	in=()
 else
-	name=$(scripts/env.sh resolve "${KERNEL:-default}")
+	name=${KERNEL:-default}
+	# What is installed on this machine is for the kernel that it runs.
+	[ "$what" != install ] || [ -n "${KERNEL:-}${DESTDIR:-}" ] || name=$(uname -r)
+	name=$(scripts/env.sh resolve "$name")
 	tree=$(scripts/env.sh kernel "$name")/tree src=/src
 	in=(scripts/env.sh run)
 fi

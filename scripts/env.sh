@@ -11,6 +11,9 @@
 #   root-KEY/                 the trixie root; KEY covers the recipe below
 #   kernels/VERSION-KEY/      tree (KDIR), vmlinuz, modules; KEY covers the
 #                             toolchain and the package versions
+#   crates-KEY/               compiled crates; KEY covers Cargo.toml, Cargo.lock and the root
+#   tools/NAME-VERSION/       programs of crates.io
+#   guest/                    what guests boot with, named by contents
 #   cargo/                    cargo's downloads
 #   logs/  locks/
 #
@@ -24,7 +27,7 @@ self=$(basename "$0")
 repo=$(cd "$(dirname "$0")/.." && pwd)
 # Services of an init system may have none.
 export HOME=${HOME:-~}
-cache=${RPMEM_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/rust-pmem}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/rust-pmem
 suite=trixie
 need_gib=6
 
@@ -236,7 +239,7 @@ in_root() {
 		while IFS="=" read -r -d "" k v; do
 			case $k in
 			CARGO_HOME|CARGO_TARGET_DIR) ;;
-			CARGO_*|*_proxy|*_PROXY|TERM|CI|COLUMNS|RPMEM_*|V|KERNELS|SOURCE_DATE_EPOCH|XFSTESTS_DIR) pass+=("$k=$v") ;;
+			CARGO_*|*_proxy|*_PROXY|TERM|CI|COLUMNS|RPMEM_*|V|SOURCE_DATE_EPOCH|XFSTESTS_DIR) pass+=("$k=$v") ;;
 			esac
 		done < <(env -0)
 		exec chroot "$root" /usr/bin/env -i "${pass[@]}" HOME=/root LC_ALL=C.UTF-8 \
@@ -275,7 +278,7 @@ resolve() {
 			$1 != line[1] || $2 != line[2] { last = $0 }
 			END { print last }')
 		;;
-	*) v=$(list_kernels | awk -v w="$1" '$0 == w || index($0, w "+") == 1 || $0 == w "-amd64"' | tail -n 1) ;;
+	*) v=$(list_kernels | awk -v w="$1" '$0 == w || index($0, w "+") == 1 || index($0, w ".") == 1 || $0 == w "-amd64"' | tail -n 1) ;;
 	esac
 	[ -n "$v" ] || die "no kernel '$1' in $suite-backports (7.2 or later); 'make kernels' lists what there is"
 	echo "$v"
@@ -396,7 +399,7 @@ usage() {
 	usage: $self COMMAND
 	  root               make the trixie root if it is missing, print its path
 	  kernels            list the kernels that can be had
-	  resolve [KERNEL]   full version of 'default', 'newest', 'other' or a beginning such as 7.3.4
+	  resolve [KERNEL]   full version of 'default', 'newest', 'other' or a beginning such as 7.3 or 7.3.4
 	  kernel [KERNEL]    make a kernel's directory, print its path inside the root
 	  run CMD…           run CMD inside the root, in the repository (/src)
 	  clean-cache        remove everything that was cached

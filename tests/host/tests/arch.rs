@@ -6,7 +6,6 @@
 
 #[path = "../../../arch"]
 mod arch {
-    pub(crate) mod generic;
     pub(crate) mod lines;
     #[cfg(target_arch = "x86_64")]
     pub(crate) mod x86;
@@ -28,12 +27,6 @@ proptest! {
         prop_assert!(l.first <= addr && addr - l.first < LINE, "head");
         prop_assert!(addr + len <= end && end - (addr + len) < LINE, "tail");
     }
-}
-
-/// What is not known is not claimed to be durable: the module does not load there.
-#[test]
-fn an_unknown_architecture_has_no_instruction() {
-    assert!(arch::generic::Isa::best(&arch::generic::Features {}).is_none());
 }
 
 #[cfg(target_arch = "x86_64")]

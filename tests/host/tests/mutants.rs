@@ -13,7 +13,10 @@ fn each_replaces_what_is_there_once() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let table = fs::read_to_string(root.join("tests/mutants/table")).expect("the table");
     let mut mutants = 0;
-    for line in table.lines().filter(|l| !l.is_empty() && !l.starts_with('#')) {
+    for line in table
+        .lines()
+        .filter(|l| !l.is_empty() && !l.starts_with('#'))
+    {
         let fields: Vec<&str> = line.split(" | ").map(str::trim).collect();
         let [name, file, _test, from, to] = fields[..] else {
             panic!("not five fields: {line}");

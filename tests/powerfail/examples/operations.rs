@@ -8,7 +8,7 @@ fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().collect();
     anyhow::ensure!(args.len() == 3, "usage: operations WORKLOAD SEED");
     let workload: Workload = args[1].parse()?;
-    let seed = u64::from_str_radix(args[2].trim_start_matches("0x"), 16)?;
+    let seed = powerfail::parse_seed(&args[2])?;
     if workload.is_database() {
         for number in 1..=workload.length() {
             let keys: Vec<_> = transaction(seed, number)

@@ -19,3 +19,11 @@ pub mod model;
 pub mod sample;
 pub mod walk;
 pub mod workload;
+
+/// A seed as it is printed and given: hexadecimal with `0x` before it, else decimal.
+pub fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
+    match text.strip_prefix("0x") {
+        Some(hex) => u64::from_str_radix(hex, 16),
+        None => text.parse(),
+    }
+}

@@ -52,7 +52,7 @@ pub struct Options {
     #[arg(long = "workload")]
     workloads: Vec<Workload>,
     /// The seed of a run, as a failure names it: only such runs
-    #[arg(long, value_parser = parse_seed)]
+    #[arg(long, value_parser = powerfail::parse_seed)]
     run_seed: Option<u64>,
     /// The N-th instant of a kind in each run instead of drawn ones, with all its images: fence:N
     /// (just after it), before-fence:N, flush:N, nt-store:N, store:N (of any kind), operation:N
@@ -113,13 +113,6 @@ impl Options {
     }
 }
 
-fn parse_seed(text: &str) -> Result<u64, std::num::ParseIntError> {
-    match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    }
-}
-
 /// A run of a workload, from which points are drawn.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Run {
@@ -157,12 +150,15 @@ pub fn short(env: &Environment, on: On, jobs: usize, report: &Report) -> Result<
     report.now("crash::short");
     let mut options = Options::short();
     if on == On::C {
-        // dax_break_layout() forgets dirty pages there, so `meta` loses data now and then.
+        // dax_break_layout() forgets dirty pages there, so `meta` loses data now and then; what
+        // copy-on-write copies around a write(2) stays in the cache, so does `reflink`.
         options.workloads = Workload::ALL
             .into_iter()
             .filter(|w| !w.rust_only())
             .collect();
-        options.workloads.retain(|w| *w != Workload::Meta);
+        options
+            .workloads
+            .retain(|w| !matches!(w, Workload::Meta | Workload::Reflink));
     }
     let hidden = ProgressBar::hidden();
     let outcome = match campaign(env, &options, on, jobs, hidden, "crash-short") {

@@ -115,8 +115,7 @@ pub struct Environment {
 }
 
 impl Environment {
-    /// The guest program is expected beside the running one; the cache is /cache or
-    /// `RPMEM_CACHE_DIR`.
+    /// The guest program is expected beside the running one; the cache is /cache.
     pub fn new(results: impl Into<PathBuf>, kernels: Vec<Kernel>) -> Result<Self> {
         ensure!(
             !kernels.is_empty(),
@@ -135,7 +134,7 @@ impl Environment {
         Ok(Environment {
             kernels,
             guest,
-            cache: std::env::var_os("RPMEM_CACHE_DIR").map_or("/cache".into(), PathBuf::from),
+            cache: "/cache".into(),
             results,
             accel: Accel::detect(),
         })
