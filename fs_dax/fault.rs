@@ -128,11 +128,12 @@ fn pte_fault(
 ) -> (FaultResult, bool) {
     let mapping = vmf.mapping();
     let inode = mapping.host();
-    let pos = (vmf.pgoff() << PAGE_SHIFT) as i64;
-    // The file system's lock keeps truncation out.
-    if pos >= inode.size() {
+    // The file system's lock keeps truncation out. (Not by bytes, as C does: mremap(2) makes mappings
+    // that go beyond 2^63.)
+    if vmf.pgoff() >= pages_of_size(inode.size()) {
         return (FaultResult::SIGBUS, false);
     }
+    let pos = (vmf.pgoff() << PAGE_SHIFT) as i64;
     let write = is_file_write(vmf);
     let mut locked = match LockedEntry::grab(mapping, vmf.pgoff(), 0, write) {
         Ok(locked) => locked,
@@ -437,7 +438,7 @@ fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> 
 /// See [`crate::include::fs_dax_ops::Operations::finish_sync_fault`].
 pub(super) fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
     let first = (vmf.pgoff() << PAGE_SHIFT) as i64;
-    let last = first + ((PAGE_SIZE << order) as i64 - 1);
+    let last = first.saturating_add((PAGE_SIZE << order) as i64 - 1);
     let mut turn = Turn::new();
     let result = match vmf.fsync(first, last) {
         Ok(()) => loop {
@@ -490,12 +491,14 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> Option<FaultRes
     drop(xa);
     mapping.host().mark_dirty_pages();
 
-    let _ref = pages.folio().get();
+    // Not held any more when the entry is unlocked: who comes next takes it for somebody's use.
+    let reference = pages.folio().get();
     let result = match order {
         0 => vmf.insert_page(&pages, true),
         PMD_ORDER => vmf.insert_pmd(&pages, true),
         _ => FaultResult::FALLBACK,
     };
+    drop(reference);
     drop(locked);
     Some(result)
 }

@@ -478,7 +478,12 @@ fn rw_extent(
             let tail = extent.mem.slice(offset + done, edge.tail);
             match copy_source(&alive, iter.srcmap(), pos + done as i64, &tail) {
                 Ok(()) => written = written.and(write_back(mapping, &tail)),
-                Err(e) => return (Err(e), written),
+                Err(e) => {
+                    // Not written: to be the caller's next bytes again (io_uring goes on behind what
+                    // is said to be written).
+                    user.take_back();
+                    return (Err(e), written);
+                }
             }
         }
         if let Err(e) = iter.advance(done as u64) {
@@ -521,7 +526,7 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
             Err(e) => (Err(e), None),
         };
         if let Some(stored) = stored {
-            zeroed += iter.pos() - from;
+            zeroed += iter.pos().wrapping_sub(from) as usize;
             written = written.and(stored);
         }
         // Also of what was done before it went wrong.
@@ -532,7 +537,7 @@ pub(super) fn zero_range(inode: &Inode, pos: i64, len: i64, ops: &IomapOps) -> (
         }
     };
     let _: Durable = written.fence();
-    Stats::of(inode.mapping(), |s| s.count_zero(zeroed as usize));
+    Stats::of(inode.mapping(), |s| s.count_zero(zeroed));
     trace::zero(inode, pos, len, &result);
     (result, zeroed > 0)
 }
@@ -642,7 +647,7 @@ fn zero_piece(iter: &IomapIter<'_>, alive: &DaxReadLock) -> Result<(usize, Writt
         let head = extent.mem.slice(0, edge.head);
         copy_source(alive, srcmap, pos - edge.head as i64, &head)?;
         let tail = extent.mem.slice(offset + len, edge.tail);
-        copy_source(alive, srcmap, pos + len as i64, &tail)?;
+        copy_source(alive, srcmap, pos.wrapping_add(len as i64), &tail)?;
         written = written
             .and(write_back(mapping, &head))
             .and(write_back(mapping, &tail));

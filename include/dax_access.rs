@@ -109,7 +109,8 @@ impl<'a> DaxAccess<'a> {
         iter: &mut IovIter<'_>,
     ) -> usize {
         // SAFETY: By the type's invariant; the iterator is valid.
-        unsafe {
+        // INVARIANT: It is advanced by what is copied.
+        iter.copied = unsafe {
             bindings::dax_recovery_write(
                 self.raw,
                 pgoff,
@@ -117,7 +118,8 @@ impl<'a> DaxAccess<'a> {
                 mem.len(),
                 iter.as_raw(),
             )
-        }
+        };
+        iter.copied
     }
 }
 

@@ -189,7 +189,8 @@ impl<'a> IomapIter<'a> {
         if count > self.length() {
             return Err(EIO);
         }
-        self.raw.pos += count as i64;
+        // The last page of the largest file ends at 2^63.
+        self.raw.pos = self.raw.pos.wrapping_add(count as i64);
         self.raw.len -= count;
         Ok(())
     }

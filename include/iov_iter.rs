@@ -18,7 +18,15 @@ use kernel::{
 };
 
 /// A valid `struct iov_iter`.
-pub(crate) struct IovIter<'a>(&'a mut bindings::iov_iter);
+///
+/// # Invariants
+///
+/// It has been advanced by `copied` bytes at least.
+pub(crate) struct IovIter<'a> {
+    raw: &'a mut bindings::iov_iter,
+    /// By the last write to persistent memory.
+    pub(super) copied: usize,
+}
 
 impl<'a> IovIter<'a> {
     /// # Safety
@@ -26,27 +34,31 @@ impl<'a> IovIter<'a> {
     /// `raw` must be valid and ours for as long as `'a`.
     #[inline]
     pub(super) unsafe fn from_raw(raw: *mut bindings::iov_iter) -> Self {
-        // SAFETY: By the function's requirements.
-        Self(unsafe { &mut *raw })
+        // INVARIANT: 0 bytes.
+        Self {
+            // SAFETY: By the function's requirements.
+            raw: unsafe { &mut *raw },
+            copied: 0,
+        }
     }
 
     /// For the other abstractions.
     #[inline]
     pub(super) fn as_raw(&mut self) -> *mut bindings::iov_iter {
-        self.0
+        self.raw
     }
 
     /// `iov_iter_count()`: bytes left.
     #[inline]
     pub(crate) fn count(&self) -> usize {
         // SAFETY: Valid; a plain field, in a union of structs that all have it there.
-        unsafe { self.0.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
+        unsafe { self.raw.__bindgen_anon_1.__bindgen_anon_1.as_ref().count }
     }
 
     /// Whether it is the source of a write.
     #[inline]
     pub(crate) fn is_write(&self) -> bool {
-        u32::from(self.0.data_source) == bindings::ITER_SOURCE
+        u32::from(self.raw.data_source) == bindings::ITER_SOURCE
     }
 
     /// `fault_in_iov_iter_readable()`: sees to it that up to `len` bytes of the user's memory can be
@@ -54,7 +66,7 @@ impl<'a> IovIter<'a> {
     pub(crate) fn fault_in(&self, len: usize) -> bool {
         let len = len.min(self.count());
         // SAFETY: Valid.
-        len == 0 || unsafe { bindings::fault_in_iov_iter_readable(self.0, len) } < len
+        len == 0 || unsafe { bindings::fault_in_iov_iter_readable(self.raw, len) } < len
     }
 
     /// Copies into `mem`, past the cache, and returns how many bytes: fewer if the user's memory
@@ -62,9 +74,20 @@ impl<'a> IovIter<'a> {
     #[inline]
     pub(crate) fn copy_to_pmem(&mut self, mem: &Pmem<'_>) -> usize {
         // SAFETY: Both are valid, `mem` writable.
-        unsafe {
-            bindings::rpmem_copy_from_iter_flushcache(mem.addr() as *mut _, mem.len(), self.0)
-        }
+        // INVARIANT: It is advanced by what is copied.
+        self.copied = unsafe {
+            bindings::rpmem_copy_from_iter_flushcache(mem.addr() as *mut _, mem.len(), self.raw)
+        };
+        self.copied
+    }
+
+    /// What the last write to persistent memory has copied is to be copied again.
+    #[cold]
+    pub(crate) fn take_back(&mut self) {
+        // SAFETY: Valid, and advanced by as much by the invariant.
+        unsafe { bindings::iov_iter_revert(self.raw, self.copied) };
+        // INVARIANT: 0 bytes.
+        self.copied = 0;
     }
 
     /// Copies from `mem` and returns how many bytes: fewer at bad memory or if the user's memory
@@ -72,14 +95,14 @@ impl<'a> IovIter<'a> {
     #[inline]
     pub(crate) fn copy_from_pmem(&mut self, mem: &Pmem<'_>) -> usize {
         // SAFETY: Both are valid.
-        unsafe { bindings::rpmem_copy_mc_to_iter(mem.addr() as *mut _, mem.len(), self.0) }
+        unsafe { bindings::rpmem_copy_mc_to_iter(mem.addr() as *mut _, mem.len(), self.raw) }
     }
 
     /// Fills `len` bytes with zeroes and returns how many. May sleep.
     #[inline]
     pub(crate) fn zero(&mut self, len: usize) -> usize {
         // SAFETY: Valid.
-        unsafe { bindings::iov_iter_zero(len, self.0) }
+        unsafe { bindings::iov_iter_zero(len, self.raw) }
     }
 }
 

@@ -13,7 +13,10 @@
 //!   writes to it and faults.
 
 use super::{
-    bad_sectors::Sectors,
+    bad_sectors::{
+        Sectors,
+        SECTORS_PER_PAGE, //
+    },
     device::Device, //
 };
 use crate::{
@@ -152,7 +155,8 @@ impl Device {
         let (mut start, mut left) = (bio.sector(), bio.sectors());
         let mut written = WrittenBack::nothing();
         while left != 0 {
-            let len = left.min(ZERO_BATCH);
+            // No page that is zeroed as a whole is cut: its parts could not be made good.
+            let len = left.min(ZERO_BATCH - start % SECTORS_PER_PAGE);
             written = self
                 .zero_sectors(Sectors { start, len })
                 .map_err(|_| Status::IoError)?

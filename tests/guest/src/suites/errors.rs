@@ -210,10 +210,11 @@ fn hwpoison(dax: Dax, huge: bool) -> Result<()> {
 }
 
 /// A page in the middle of a folio of 2 MiB goes bad: the core marks the folio's first page. It is the
-/// bad one that no part can be written of, and that writing all of it makes good again.
+/// bad one that no part can be written of, and that writing all of it makes good again: write(2) to the
+/// file, or zeroes to sectors of the disk, 1 MiB of which ends in the page.
 fn bad_page_of_a_pmd(dax: Dax) -> Result<()> {
     let file = dax.file("f", true)?;
-    let bad = 7 * PAGE;
+    let bad = 300 * PAGE;
     let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
     map.touch(bad, 1);
     map.expect_huge(bad, true)?;
@@ -236,9 +237,16 @@ fn bad_page_of_a_pmd(dax: Dax) -> Result<()> {
     expect_errno(pread2(&raw, at, PAGE as usize, 0).map(drop), Errno::EIO)?;
     expect_errno(pwrite2(&raw, at + 512, &[2; 512], 0).map(drop), Errno::EIO)?;
     ensure!(disk.sysfs("badblocks")? == list, "the page is good again");
-    let data = pattern(3, bad, PAGE as usize);
-    file.write_all_at(&data, bad)?;
-    let mut got = vec![0; PAGE as usize];
+    let mut data = pattern(3, bad, PAGE as usize);
+    match dax.fs() {
+        Fs::Ext4 => file.write_all_at(&data, bad)?,
+        Fs::Xfs => {
+            disk.zero_out(at + 512 - MIB, MIB + PAGE)
+                .context("BLKZEROOUT")?;
+            data.fill(0);
+        }
+    }
+    let mut got = vec![1; PAGE as usize];
     file.read_exact_at(&mut got, bad)?;
     ensure!(got == data, "the page has not what was written");
     ensure!(disk.sysfs("badblocks")?.is_empty(), "the page is still bad");

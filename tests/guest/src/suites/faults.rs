@@ -43,6 +43,10 @@ pub fn suite(s: &mut Suite) {
     .tag(Tag::Stress);
     s.test("end_of_file", |ctx| on_both(ctx, end_of_file))
         .tag(Tag::Smoke);
+    s.test("farthest_page", |ctx| {
+        on_each(ctx, &[Fs::Xfs], farthest_page)
+    })
+    .limit(60);
     s.test("mapsync", |ctx| {
         for (fs, huge) in [Fs::Ext4, Fs::Xfs]
             .into_iter()
@@ -526,6 +530,87 @@ fn private_and_truncate(dax: Dax, time: Duration) -> Result<()> {
     println!("{} private copies, {} refused", copied.0, copied.1);
     ensure!(copied.0 > 0, "there was not one copy");
     drop((file, other));
+    dax.check()
+}
+
+/// The last page of the largest file ends at 2^63, which is no position any more: its bytes are as
+/// good as others, and what a mapping has behind it is behind the end.
+fn farthest_page(dax: Dax) -> Result<()> {
+    const SIZE: u64 = i64::MAX as u64;
+    // mmap(2) refuses what does not end below 2^63; mremap(2) does not.
+    let map_end = |file: &File| -> Result<(Mapping, u64)> {
+        let offset = SIZE / PMD * PMD - PMD;
+        let map = Mapping::shared(file, offset, 2 * PMD - PAGE)?.grown(2 * PMD + 2 * PAGE)?;
+        Ok((map, offset))
+    };
+    let file = dax.mount.create("far")?;
+    for _ in 0..2 {
+        // The same again zeroes the rest of the last block.
+        file.set_len(SIZE)?;
+    }
+    let (map, offset) = map_end(&file)?;
+    let last = SIZE / PAGE * PAGE - offset;
+    ensure!(map.peek(last) == 0, "the hole");
+    for (what, at) in [("behind the end", 2 * PMD), ("farther", 2 * PMD + PAGE)] {
+        let address = map.as_ptr().wrapping_add(at as usize);
+        expect_sigbus(what, BUS_ADRERR, address, || {
+            map.peek(at);
+            Ok(())
+        })?;
+        expect_sigbus(what, BUS_ADRERR, address, || {
+            map.touch(at, 1);
+            Ok(())
+        })?;
+    }
+    // The last byte, and that behind it in its page: 2^63 - 1.
+    map.touch(last + PAGE - 2, 7);
+    map.touch(last + PAGE - 1, 9);
+    file.sync_all()?;
+    map.msync(last, PAGE)?;
+    file.set_len(SIZE)?;
+    ensure!(map.peek(last + PAGE - 1) == 0, "not zeroed");
+    file.write_all_at(&[6], SIZE - 2)?;
+    let mut end = [1; 3];
+    file.read_exact_at(&mut end, SIZE - 3)?;
+    same("the end", &end, &[0, 6, 7])?;
+
+    // Its blocks shared: copied by a store, by zeroing, by write(2).
+    let other = dax.mount.create("other")?;
+    for change in ["store", "truncate", "write", "zero", "unshare"] {
+        file.write_all_at(&[3], SIZE - 1)?;
+        other.set_len(0)?;
+        clone_range(&file, 0, 0, &other, 0).context("clone")?;
+        match change {
+            "store" => map.touch(last + PAGE - 2, 1),
+            "truncate" => file.set_len(SIZE)?,
+            "write" => file.write_all_at(&[2], SIZE - 1)?,
+            "zero" => fallocate(&file, libc::FALLOC_FL_ZERO_RANGE, SIZE - 1, 1)?,
+            _ => fallocate(&file, libc::FALLOC_FL_UNSHARE_RANGE, SIZE - PAGE, PAGE - 1)?,
+        }
+        let mut byte = [0];
+        other.read_exact_at(&mut byte, SIZE - 1)?;
+        ensure!(byte == [3], "{change}: the clone has {byte:?}");
+    }
+    drop(map);
+
+    // A PMD, also with MAP_SYNC.
+    let huge = dax.mount.create("huge")?;
+    huge.set_len(SIZE)?;
+    fallocate(&huge, 0, SIZE / PMD * PMD, PMD - 1)?;
+    let (map, _) = map_end(&huge)?;
+    map.peek(last);
+    map.touch(last, 4);
+    huge.sync_all()?;
+    drop(map);
+    let offset = SIZE / PMD * PMD - PMD;
+    let map = Mapping::sync(&huge, offset, 2 * PMD - PAGE)?.grown(2 * PMD)?;
+    map.touch(last + 1, 5);
+    let mut bytes = [0; 2];
+    huge.read_exact_at(&mut bytes, SIZE / PAGE * PAGE)?;
+    same("stored", &bytes, &[4, 5])?;
+    punch(&huge, SIZE - PAGE, PAGE)?;
+    huge.set_len(SIZE - PMD)?;
+    drop((map, huge, file, other));
     dax.check()
 }
 
