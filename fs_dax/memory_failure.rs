@@ -13,21 +13,27 @@ use super::{
         LockedEntry, //
     },
 };
-use crate::include::{
-    folio::Folio,
-    inode::AddressSpace,
-    trace,
-    xarray::XaState, //
+use crate::{
+    drivers::pmem::Device,
+    include::{
+        folio::Folio,
+        fs_dax_ops::LockedFolio,
+        inode::AddressSpace,
+        trace,
+        xarray::XaState, //
+    }, //
 };
 
 /// The cookie for "nothing is locked, but that is no error".
 const NOTHING: usize = usize::MAX;
 
 /// See [`crate::include::fs_dax_ops::Operations::lock_folio`].
-pub(super) fn lock_folio(folio: &Folio) -> usize {
+pub(super) fn lock_folio(folio: &Folio) -> Option<LockedFolio> {
     loop {
-        // A cookie, or `None` after a wait.
+        // The entry that was locked, if it was, or `None` after a wait.
         let locked = folio.with_owner(|mapping, mut xa| match Entry::from_xa(xa.load()) {
+            // A file on a disk that only uses ours (dm-linear): its entries are for C to lock.
+            _ if Device::from_superblock(mapping.host().sb()).is_none() => Some(None),
             Some(entry) if entry.is_locked() => {
                 wait_and_leave(xa, mapping, entry);
                 None
@@ -35,26 +41,17 @@ pub(super) fn lock_folio(folio: &Folio) -> usize {
             Some(entry) if entry.is_real() && entry.pfn() == folio.pfn() => {
                 xa.replace(entry.locked().to_xa());
                 trace::hwpoison(mapping.host(), xa.index(), true, true);
-                Some(entry.to_xa())
+                Some(Some(LockedFolio::new(mapping, xa.index(), entry.to_xa())))
             }
             // It is being given to the file, or taken from it.
-            _ => Some(0),
+            _ => Some(None),
         });
         match locked {
-            None => return 0,
+            None => return None,
             Some(None) => {}
-            Some(Some(cookie)) => return cookie,
+            Some(Some(locked)) => return locked,
         }
     }
-}
-
-/// See [`crate::include::fs_dax_ops::Operations::unlock_folio`].
-pub(super) fn unlock_folio(folio: &Folio, cookie: usize) {
-    folio.with_owner(|mapping, xa| {
-        let index = xa.index();
-        drop(xa);
-        unlock_mapping_entry(mapping, index, cookie);
-    });
 }
 
 /// See [`crate::include::fs_dax_ops::Operations::lock_mapping_entry`].

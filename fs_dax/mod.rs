@@ -46,6 +46,7 @@ use crate::{
             self,
             Attached,
             HookError,
+            LockedFolio,
             Operations, //
         },
         inode::{
@@ -155,12 +156,8 @@ impl Operations for FsDax {
         layout::invalidate_mapping_entry_sync(mapping, index)
     }
 
-    fn lock_folio(folio: &Folio) -> usize {
+    fn lock_folio(folio: &Folio) -> Option<LockedFolio> {
         memory_failure::lock_folio(folio)
-    }
-
-    fn unlock_folio(folio: &Folio, cookie: usize) {
-        memory_failure::unlock_folio(folio, cookie);
     }
 
     fn lock_mapping_entry(mapping: &AddressSpace, index: usize) -> (usize, Option<usize>) {

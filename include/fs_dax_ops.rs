@@ -51,6 +51,31 @@ use kernel::{
     prelude::*, //
 };
 
+/// An entry that was locked for the memory failure of its folio.
+///
+/// # Invariants
+///
+/// The entry at `index` of the mapping is locked. The mapping is valid: the eviction of its inode
+/// waits for that entry.
+pub(crate) struct LockedFolio {
+    mapping: *const AddressSpace,
+    index: usize,
+    cookie: usize,
+}
+
+impl LockedFolio {
+    /// The entry at `index` has just been locked; `cookie` is for
+    /// [`Operations::unlock_mapping_entry`].
+    pub(crate) fn new(mapping: &AddressSpace, index: usize, cookie: usize) -> Self {
+        // INVARIANT: By the caller, who has locked it.
+        Self {
+            mapping,
+            index,
+            cookie,
+        }
+    }
+}
+
 /// What fs/dax.c does, for file systems on disks of [`Operations::Disk`]. Every function follows
 /// the C function of its name with `dax_` before it; locks and context are those of C.
 pub(crate) trait Operations: Sized + 'static {
@@ -98,18 +123,15 @@ pub(crate) trait Operations: Sized + 'static {
     /// sleep.
     fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize) -> bool;
 
-    /// `dax_lock_folio()`: locks the entry of a folio and returns a cookie, 0 if there is none. May
-    /// sleep.
-    fn lock_folio(folio: &Folio) -> usize;
-
-    /// `dax_unlock_folio()`.
-    fn unlock_folio(folio: &Folio, cookie: usize);
+    /// `dax_lock_folio()`: locks the entry of a folio. `None` if no file has it for itself, or none of
+    /// ours. May sleep.
+    fn lock_folio(folio: &Folio) -> Option<LockedFolio>;
 
     /// `dax_lock_mapping_entry()`: locks an entry and returns a cookie and the page frame number
     /// at `index`; the cookie is `usize::MAX` and there is no number if nothing is mapped. May sleep.
     fn lock_mapping_entry(mapping: &AddressSpace, index: usize) -> (usize, Option<usize>);
 
-    /// `dax_unlock_mapping_entry()`.
+    /// `dax_unlock_mapping_entry()`, and `dax_unlock_folio()` where the entry was found.
     fn unlock_mapping_entry(mapping: &AddressSpace, index: usize, cookie: usize);
 
     /// `dax_zero_range()`: fills bytes with zeroes; returns also whether there was anything to
@@ -193,7 +215,7 @@ impl<T: Operations> Thunks<T> {
             Self::invalidate
         ),
         redirect!(c"dax_lock_folio", Folio, Self::lock_folio),
-        redirect!(c"dax_unlock_folio", Folio, Self::unlock_folio),
+        redirect!(c"dax_unlock_folio", LockedFolio, Self::unlock_folio),
         redirect!(c"dax_lock_mapping_entry", Mapping, Self::lock_entry),
         redirect!(c"dax_unlock_mapping_entry", Mapping, Self::unlock_entry),
         redirect!(c"dax_zero_range", Inode, Self::zero_range),
@@ -366,17 +388,28 @@ impl<T: Operations> Thunks<T> {
     ///
     /// Called as `dax_lock_folio()`.
     unsafe extern "C" fn lock_folio(folio: *mut bindings::folio) -> c_ulong {
+        // Without memory it is as if it could not be locked: memory_failure() says EBUSY.
+        let Ok(place) = KBox::<LockedFolio>::new_uninit(GFP_KERNEL) else {
+            return 0;
+        };
         // SAFETY: The caller's argument is valid for the call, and a folio that is in a file on one
         // of our disks is DAX memory.
-        T::lock_folio(unsafe { Folio::from_raw(folio) })
+        match T::lock_folio(unsafe { Folio::from_raw(folio) }) {
+            Some(locked) => KBox::into_raw(place.write(locked)) as c_ulong,
+            None => 0,
+        }
     }
 
     /// # Safety
     ///
-    /// Called as `dax_unlock_folio()`.
-    unsafe extern "C" fn unlock_folio(folio: *mut bindings::folio, cookie: c_ulong) {
-        // SAFETY: As in `lock_folio`.
-        T::unlock_folio(unsafe { Folio::from_raw(folio) }, cookie);
+    /// Called as `dax_unlock_folio()`. Where the entry is that was locked is what the cookie says: the
+    /// folio can be another file's meanwhile, or several files' (C dereferences NULL then).
+    unsafe extern "C" fn unlock_folio(_folio: *mut bindings::folio, cookie: c_ulong) {
+        // SAFETY: `lock_folio` has returned it, for one call of this.
+        let locked = unsafe { KBox::from_raw(cookie as *mut LockedFolio) };
+        // SAFETY: By the type's invariants.
+        let mapping = unsafe { &*locked.mapping };
+        T::unlock_mapping_entry(mapping, locked.index, locked.cookie);
     }
 
     /// # Safety

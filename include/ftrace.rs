@@ -11,6 +11,7 @@
 
 use super::{
     bindings,
+    dev_pagemap::has_pfns,
     gendisk, //
 };
 use core::{
@@ -35,7 +36,7 @@ use kernel::{
     types::Opaque, //
 };
 
-/// What the first argument of a function is.
+/// What the first argument of a function is, or whose calls are ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Subject {
     /// `struct kiocb *`
@@ -46,8 +47,12 @@ pub(super) enum Subject {
     Mapping,
     /// `struct inode *`
     Inode,
-    /// `struct folio *`
+    /// `struct folio *`: of a file on our disks, or of our memory and no file's for itself. (The C
+    /// function would look for its file once more, and find one of ours that has come meanwhile.)
     Folio,
+    /// The second argument is what the function for [`Subject::Folio`] has returned: an address if that
+    /// was ours, odd if it was C's. The folio may be another file's meanwhile.
+    LockedFolio,
 }
 
 /// A function to be redirected.
@@ -203,6 +208,7 @@ unsafe fn superblock(subject: Subject, arg: usize) -> Option<*mut bindings::supe
                 let vma = (*(arg as *mut bindings::vm_fault)).__bindgen_anon_1.vma;
                 (*(*vma).vm_file).f_mapping
             }
+            Subject::LockedFolio => return None,
             Subject::Folio => {
                 let folio: *mut bindings::folio__bindgen_ty_1__bindgen_ty_1 =
                     (arg as *mut bindings::folio).cast();
@@ -236,17 +242,23 @@ unsafe extern "C" fn handler<D: gendisk::Operations>(
     let _rcu = (redirect.subject == Subject::Folio).then(rcu::read_lock);
     // SAFETY: The first argument of these functions is what the table says; the superblock is in
     // use, so its block device is null or open.
-    unsafe {
-        let Some(sb) = superblock(redirect.subject, regs.di) else {
-            return;
-        };
-        let bdev = (*sb).s_bdev;
-        if bdev.is_null() || gendisk::data_of::<D>((*bdev).bd_disk).is_none() {
-            return;
+    let ours = unsafe {
+        match superblock(redirect.subject, regs.di) {
+            Some(sb) => {
+                let bdev = (*sb).s_bdev;
+                !bdev.is_null() && gendisk::data_of::<D>((*bdev).bd_disk).is_some()
+            }
+            None => match redirect.subject {
+                Subject::Folio => has_pfns(bindings::rpmem_folio_pfn(regs.di as *mut _), 1),
+                Subject::LockedFolio => regs.si & 1 == 0,
+                _ => false,
+            },
         }
+    };
+    if ours {
+        // ftrace_regs_set_instruction_pointer()
+        regs.ip = redirect.target as usize;
     }
-    // ftrace_regs_set_instruction_pointer()
-    regs.ip = redirect.target as usize;
 }
 
 #[inline(always)]
