@@ -28,11 +28,12 @@
 //! 1. the file system's locks (`i_rwsem`, invalidate lock, journal), `mmap_lock`
 //! 2. an entry's lock. Who has one never waits for another one: write-back, which locks many, takes
 //!    up only entries that are not locked once it has the first
-//! 3. `SharingLock` (mutex), `i_mmap_rwsem`, page table locks, folio lock
-//! 4. `i_pages.xa_lock`, interrupts off
-//! 5. `ShareLock` (hashed, interrupts off), `i_lock`, wait queue locks
+//! 3. `SharingLock` (mutex)
+//! 4. `i_mmap_rwsem`, page table locks, folio lock
+//! 5. `i_pages.xa_lock`, interrupts off
+//! 6. `ShareLock` (hashed, interrupts off), `i_lock`, wait queue locks
 //!
-//! Under 4 and 5 nothing sleeps or allocates other than atomically.
+//! Under 5 and 6 nothing sleeps or allocates other than atomically.
 //!
 //! # Waiting
 //!

@@ -141,6 +141,11 @@ impl Folio {
         unsafe { bindings::rpmem_folio_order(self.0.get()) }
     }
 
+    fn is_head(&self) -> bool {
+        // SAFETY: Valid.
+        unsafe { is_head(self.0.get()) }
+    }
+
     /// `mapping`, to be compared.
     #[inline]
     pub(crate) fn mapping_ptr(&self) -> *mut bindings::address_space {
@@ -214,8 +219,11 @@ impl Folio {
         loop {
             // Inodes are freed after a grace period.
             let rcu = rcu::read_lock();
+            // Nobody needs to hold the folio. If it is a part of a larger one by now its words are
+            // something else.
+            let was_head = self.is_head();
             let mapping = self.mapping_ptr();
-            if mapping.is_null() {
+            if mapping.is_null() || !was_head || !self.is_head() {
                 return None;
             }
             // SAFETY: Not freed under RCU, and after that while the array's lock is held: the
@@ -271,6 +279,21 @@ pub(crate) struct LayoutCallback(pub(super) unsafe extern "C" fn(*mut bindings::
 ///
 /// # Invariants
 ///
+/// Whether the page that was found to begin a folio still does.
+///
+/// # Safety
+///
+/// It must have begun one.
+pub(super) unsafe fn is_head(folio: *mut bindings::folio) -> bool {
+    // SAFETY: By the function's requirements; `struct page`s stay.
+    unsafe {
+        core::ptr::eq(
+            bindings::rpmem_pfn_folio(bindings::rpmem_folio_pfn(folio)),
+            folio,
+        )
+    }
+}
+
 /// Owns one reference.
 pub(crate) struct FolioRef<'a>(&'a Folio);
 

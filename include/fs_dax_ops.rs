@@ -13,7 +13,8 @@ use super::{
     bindings,
     folio::{
         Folio,
-        LayoutCallback, //
+        LayoutCallback,
+        SharingLock, //
     },
     ftrace::{
         Hooks,
@@ -61,6 +62,7 @@ pub(crate) struct LockedFolio {
     mapping: *const AddressSpace,
     index: usize,
     cookie: usize,
+    sharing: Option<SharingLock>,
 }
 
 impl LockedFolio {
@@ -72,7 +74,22 @@ impl LockedFolio {
             mapping,
             index,
             cookie,
+            sharing: None,
         }
+    }
+
+    /// Keeps others from sharing the folio, so that it is this file's until the entry is unlocked: who
+    /// has it locked for a memory failure goes by the folio's mapping, and C finds NULL there if
+    /// another file takes the block up meanwhile. False: one has. May sleep.
+    fn keep_unshared(&mut self, folio: &Folio) -> bool {
+        self.sharing = Some(SharingLock::new());
+        core::ptr::eq(folio.mapping_ptr().cast(), self.mapping)
+    }
+
+    fn unlock<T: Operations>(self) {
+        // SAFETY: By the type's invariants.
+        let mapping = unsafe { &*self.mapping };
+        T::unlock_mapping_entry(mapping, self.index, self.cookie);
     }
 }
 
@@ -393,23 +410,25 @@ impl<T: Operations> Thunks<T> {
             return 0;
         };
         // SAFETY: The caller's argument is valid for the call, and a folio that is in a file on one
-        // of our disks is DAX memory.
-        match T::lock_folio(unsafe { Folio::from_raw(folio) }) {
-            Some(locked) => KBox::into_raw(place.write(locked)) as c_ulong,
-            None => 0,
+        // of our disks, or in their memory, is DAX memory.
+        let folio = unsafe { Folio::from_raw(folio) };
+        let Some(mut locked) = T::lock_folio(folio) else {
+            return 0;
+        };
+        if !locked.keep_unshared(folio) {
+            locked.unlock::<T>();
+            return 0;
         }
+        KBox::into_raw(place.write(locked)) as c_ulong
     }
 
     /// # Safety
     ///
-    /// Called as `dax_unlock_folio()`. Where the entry is that was locked is what the cookie says: the
-    /// folio can be another file's meanwhile, or several files' (C dereferences NULL then).
+    /// Called as `dax_unlock_folio()`. Where the entry is that was locked is what the cookie says.
     unsafe extern "C" fn unlock_folio(_folio: *mut bindings::folio, cookie: c_ulong) {
         // SAFETY: `lock_folio` has returned it, for one call of this.
         let locked = unsafe { KBox::from_raw(cookie as *mut LockedFolio) };
-        // SAFETY: By the type's invariants.
-        let mapping = unsafe { &*locked.mapping };
-        T::unlock_mapping_entry(mapping, locked.index, locked.cookie);
+        KBox::into_inner(locked).unlock::<T>();
     }
 
     /// # Safety

@@ -12,6 +12,7 @@
 use super::{
     bindings,
     dev_pagemap::has_pfns,
+    folio::is_head,
     gendisk, //
 };
 use core::{
@@ -47,11 +48,12 @@ pub(super) enum Subject {
     Mapping,
     /// `struct inode *`
     Inode,
-    /// `struct folio *`: of a file on our disks, or of our memory and no file's for itself. (The C
-    /// function would look for its file once more, and find one of ours that has come meanwhile.)
+    /// `struct folio *`: of a file on our disks, or of our memory (as far as [`has_pfns`] knows it) and
+    /// no file's for itself. (The C function would look for its file once more, and find one of ours
+    /// that has come meanwhile.)
     Folio,
     /// The second argument is what the function for [`Subject::Folio`] has returned: an address if that
-    /// was ours, odd if it was C's. The folio may be another file's meanwhile.
+    /// was ours, odd if it was C's.
     LockedFolio,
 }
 
@@ -209,6 +211,8 @@ unsafe fn superblock(subject: Subject, arg: usize) -> Option<*mut bindings::supe
                 (*(*vma).vm_file).f_mapping
             }
             Subject::LockedFolio => return None,
+            // Nobody holds it: it can be a part of a larger one by now.
+            Subject::Folio if !is_head(arg as *mut _) => return None,
             Subject::Folio => {
                 let folio: *mut bindings::folio__bindgen_ty_1__bindgen_ty_1 =
                     (arg as *mut bindings::folio).cast();

@@ -141,7 +141,9 @@ impl Builder {
         lim.physical_block_size = self.physical_block_size;
         lim.features = self.features;
         lim.max_hw_sectors = u32::MAX;
-        lim.max_write_zeroes_sectors = u32::MAX;
+        // Whole pages: the next bio begins where one ends. (The block layer's own limit, in bytes, is
+        // not one of pages.)
+        lim.max_write_zeroes_sectors = (u32::MAX >> 9) & !7;
 
         // SAFETY: `lim` is valid for the call.
         let disk = from_err_ptr(unsafe { bindings::rpmem_alloc_disk(&mut lim, self.node) })?;

@@ -507,6 +507,9 @@ fn write_zeroes(ctx: &Ctx) -> Result<()> {
     let disk = driver.disk(0);
     let file = disk.open_direct()?;
     let base = disk.size - 16 * MIB;
+    // No page is cut in two by the limit: a bad one could not be made good.
+    let most: u64 = disk.sysfs("queue/write_zeroes_max_bytes")?.parse()?;
+    ensure!(most % PAGE == 0, "up to {most} bytes at once");
     let cases = [
         (512, 512),
         (PAGE - 512, 1024),
