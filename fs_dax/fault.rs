@@ -438,6 +438,7 @@ fn map_hole(vmf: &mut VmFault<'_>, locked: &mut LockedEntry<'_>, order: u32) -> 
 /// See [`crate::include::fs_dax_ops::Operations::finish_sync_fault`].
 pub(super) fn finish_sync_fault(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> FaultResult {
     let first = (vmf.pgoff() << PAGE_SHIFT) as i64;
+    // The last 2 MiB of the largest file end at 2^63.
     let last = first.saturating_add((PAGE_SIZE << order) as i64 - 1);
     let mut turn = Turn::new();
     let result = match vmf.fsync(first, last) {

@@ -275,10 +275,6 @@ impl Folio {
 #[derive(Clone, Copy)]
 pub(crate) struct LayoutCallback(pub(super) unsafe extern "C" fn(*mut bindings::inode));
 
-/// A reference to a folio.
-///
-/// # Invariants
-///
 /// Whether the page that was found to begin a folio still does.
 ///
 /// # Safety
@@ -294,6 +290,10 @@ pub(super) unsafe fn is_head(folio: *mut bindings::folio) -> bool {
     }
 }
 
+/// A reference to a folio.
+///
+/// # Invariants
+///
 /// Owns one reference.
 pub(crate) struct FolioRef<'a>(&'a Folio);
 

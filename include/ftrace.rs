@@ -7,7 +7,8 @@
 //! One `ftrace_ops` has all functions as filters, as each registration costs a stop of the whole
 //! machine. Its handler runs at the entry of each of these functions, finds by its first argument
 //! which superblock the call is about, and lets the call go to the Rust function if the superblock
-//! is on one of the driver's disks. All others go on in C.
+//! is on one of the driver's disks. All others go on in C. Two functions have a folio, which may be
+//! no file's: see [`Subject`].
 
 use super::{
     bindings,

@@ -156,6 +156,7 @@ impl<'a> IomapIter<'a> {
     pub(crate) fn next(&mut self, ops: &IomapOps) -> Result<bool> {
         // SAFETY: Both are valid.
         let ret = unsafe { bindings::rpmem_iomap_iter(&mut self.raw, ops.0.get()) };
+        // Not inlined, and errors are rare.
         if ret < 0 {
             to_result(ret)?;
         }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0
 
 //! `make mutants` takes an hour, so it is run now and then only. Here: that each mistake of its table
-//! can still be made, which is all that goes stale when the module's source changes.
+//! can still be made. (Whether its test is there is for `make mutants` to find out.)
 
 use std::{
     fs,
