@@ -40,6 +40,7 @@ build() {
 run() {
 	local what=(test --no-host "$1")
 	case $1 in
+	crash::*) ;; # a test of that name
 	crash:*:*) what=(crash --points "$(cut -d: -f2 <<<"$1")" --seed 1 --workload "${1##*:}") ;;
 	crash:*) what=(crash --points "${1#crash:}" --seed 1) ;;
 	esac

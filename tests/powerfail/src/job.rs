@@ -173,6 +173,8 @@ pub struct Outcome {
     pub stores: Vec<LastStore>,
     /// How many instants were candidates.
     pub candidates: u64,
+    /// The last operation that was acknowledged.
+    pub acked: Option<u64>,
     /// What happened in the persistence domain, by name.
     pub counters: BTreeMap<String, u64>,
 }

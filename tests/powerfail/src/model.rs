@@ -80,8 +80,9 @@ impl File {
     }
 
     fn check(&self, index: usize, content: &[u8]) -> Verdict {
+        let written = |source: &&Source| !matches!(**source, 0 | INITIAL);
         let mut verdict = Verdict {
-            acknowledged: self.sizes[0],
+            acknowledged: self.durable.iter().filter(written).count() as u64,
             ..Verdict::default()
         };
         if !self.sizes.contains(&(content.len() as u64)) {
@@ -146,7 +147,7 @@ impl File {
 /// What a check found.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// Bytes that were acknowledged as durable and looked at.
+    /// Bytes that an operation wrote, that were acknowledged as durable, and that were looked at.
     pub acknowledged: u64,
     /// Bytes that are neither that nor anything written since.
     pub lost: u64,
@@ -233,8 +234,8 @@ impl Model {
         }
         let file = &mut self.files[op.file];
         match op.how {
-            How::MsyncPart => {}
-            How::Punch => op.ranges.iter().for_each(|r| file.change(r.clone(), 0)),
+            How::MsyncPart | How::Unshare => {}
+            How::Punch | How::Zero => op.ranges.iter().for_each(|r| file.change(r.clone(), 0)),
             How::Truncate => {
                 let end = op.ranges[0].end;
                 file.change(end..u64::MAX, 0);
@@ -264,10 +265,13 @@ impl Model {
             self.files[twin].sync();
             return;
         }
-        let source = if op.how == How::Punch { 0 } else { number };
+        let source = match op.how {
+            How::Punch | How::Zero => 0,
+            _ => number,
+        };
         let file = &mut self.files[op.file];
         match op.how {
-            How::MsyncPart | How::Replace | How::Clone => {}
+            How::MsyncPart | How::Replace | How::Clone | How::Unshare => {}
             How::Truncate => file.now.resize(op.ranges[0].end as usize, 0),
             _ => {
                 for range in &op.ranges {
@@ -278,7 +282,7 @@ impl Model {
             }
         }
         match op.how {
-            How::Store | How::Write | How::Punch | How::Clone => {}
+            How::Store | How::Write | How::Punch | How::Zero | How::Unshare | How::Clone => {}
             How::Replace => self.files[op.file] = self.replacement.take().expect("begun").1,
             How::Sync => self.files.iter_mut().for_each(File::sync),
             How::Fsync
@@ -302,10 +306,7 @@ impl Model {
     pub fn check(&self, index: usize, content: Option<&[u8]>) -> Verdict {
         let file = &self.files[index];
         let Some(content) = content else {
-            let mut verdict = Verdict {
-                acknowledged: file.sizes[0],
-                ..Verdict::default()
-            };
+            let mut verdict = Verdict::default();
             verdict.lose(file.sizes[0].max(1), format!("file {index} is gone"));
             return verdict;
         };
@@ -352,7 +353,7 @@ mod tests {
             }
             let file = &mut now[op.file];
             match op.how {
-                How::MsyncPart => {}
+                How::MsyncPart | How::Unshare => {}
                 How::Truncate => file.resize(op.ranges[0].end as usize, 0),
                 how => {
                     if how == How::Replace {
@@ -360,7 +361,8 @@ mod tests {
                     }
                     for r in &op.ranges {
                         file.resize(file.len().max(r.end as usize), 0);
-                        let source = if how == How::Punch { 0 } else { number as u16 };
+                        let zero = matches!(how, How::Punch | How::Zero);
+                        let source = if zero { 0 } else { number as u16 };
                         fill(
                             source,
                             workload.content_of(op.file),

@@ -27,8 +27,8 @@ pub enum Workload {
     Unmap,
     /// write(2) with fsync, fdatasync, O_SYNC and RWF_DSYNC.
     Write,
-    /// As `Write`, but each write goes to a file just cloned or a clone: a part of a block is
-    /// copied with it, and must be as durable.
+    /// Writes, stores, zeroing and unsharing, each in a file just cloned or a clone: parts of blocks
+    /// are copied, and must be as durable.
     Reflink,
     /// Appends with fdatasync.
     Append,
@@ -40,17 +40,19 @@ pub enum Workload {
     Raw,
     /// LMDB transactions, writing through its mapping.
     Lmdb,
-    /// SQLite transactions, reading through its mapping, in WAL and rollback mode.
+    /// SQLite transactions in rollback mode, reading through its mapping.
     Sqlite,
+    /// The same in WAL mode.
+    Wal,
 }
 
 impl Workload {
     /// All of them.
-    pub const ALL: [Workload; 14] = {
+    pub const ALL: [Workload; 15] = {
         use Workload::*;
         [
             Flows, Partial, Sparse, Huge, Mapsync, Unmap, Write, Reflink, Append, Meta, Direct,
-            Raw, Lmdb, Sqlite,
+            Raw, Lmdb, Sqlite, Wal,
         ]
     };
 
@@ -72,12 +74,13 @@ impl Workload {
             Raw => "raw",
             Lmdb => "lmdb",
             Sqlite => "sqlite",
+            Wal => "wal",
         }
     }
 
     /// Transactions of a database instead of operations on files.
     pub fn is_database(self) -> bool {
-        matches!(self, Workload::Lmdb | Workload::Sqlite)
+        matches!(self, Workload::Lmdb | Workload::Sqlite | Workload::Wal)
     }
 
     /// With O_DIRECT.
@@ -110,7 +113,7 @@ impl Workload {
     pub fn length(self) -> u64 {
         match self {
             Workload::Huge => 12,
-            Workload::Lmdb | Workload::Sqlite => 24,
+            Workload::Lmdb | Workload::Sqlite | Workload::Wal => 24,
             _ => 48,
         }
     }
@@ -128,7 +131,7 @@ impl Workload {
             // The last two are the clones of the first two, or the other way round.
             Workload::Reflink => [file(128 << 10, true), file(70_001, true)].repeat(2),
             Workload::Append => vec![file(0, false), file(5_000, true)],
-            Workload::Lmdb | Workload::Sqlite => vec![],
+            Workload::Lmdb | Workload::Sqlite | Workload::Wal => vec![],
             _ => vec![
                 file(256 << 10, true),
                 file(256 << 10, true),
@@ -225,6 +228,10 @@ pub enum How {
     Clone,
     /// Hole punch, nothing promised.
     Punch,
+    /// Zeroes over the ranges (FALLOC_FL_ZERO_RANGE), nothing promised.
+    Zero,
+    /// FALLOC_FL_UNSHARE_RANGE over the ranges: nothing changes, and nothing may be lost.
+    Unshare,
     /// A new file of the range's size, fsync, rename over the old one, fsync of the directory.
     Replace,
 }
@@ -288,9 +295,26 @@ impl Draw {
             Workload::Mapsync => Mapsync,
             Workload::Unmap => Unmap,
             Workload::Reflink if self.cloned.is_none() => Clone,
-            Workload::Write | Workload::Reflink => {
+            Workload::Write => {
                 self.pick(&[Write, WriteFsync, WriteFdatasync, WriteDsync, WriteSync])
             }
+            Workload::Reflink => self.pick(&[
+                Write,
+                WriteFsync,
+                WriteFdatasync,
+                WriteDsync,
+                WriteSync,
+                Store,
+                Store,
+                Mapsync,
+                Mapsync,
+                Msync,
+                Fsync,
+                MunmapFsync,
+                Punch,
+                Zero,
+                Unshare,
+            ]),
             Workload::Append => Append,
             Workload::Meta => self.pick(&[
                 Msync, Store, Write, WriteFsync, Truncate, Punch, Punch, Replace, Append,
@@ -298,7 +322,9 @@ impl Draw {
             Workload::Direct | Workload::Raw => {
                 self.pick(&[Write, WriteFsync, WriteDsync, WriteDsync])
             }
-            Workload::Lmdb | Workload::Sqlite => unreachable!("databases have transactions"),
+            Workload::Lmdb | Workload::Sqlite | Workload::Wal => {
+                unreachable!("databases have transactions")
+            }
         };
         let mut file = self.below(self.sizes.len() as u64) as usize;
         if workload == Workload::Reflink {

@@ -14,7 +14,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{bail, Context, Result};
+use anyhow::{bail, ensure, Context, Result};
 use proto::{Event, Machine, On, Outcome, Request};
 use runner::{Accel, Boot, Environment, Vm};
 use serde::Deserialize;
@@ -117,6 +117,7 @@ pub fn run(env: &Environment, o: &Options<'_>) -> Result<bool> {
             })?;
         }
     }
+    ensure!(!rows.is_empty(), "no case of the name '{}'", o.name);
     if !o.name.is_empty() {
         // Not over the figures of a whole run.
         let path = env.results.join("bench-some.tsv");
@@ -203,7 +204,14 @@ fn job(
     if let Some(e) = bad {
         return Err(e).context("the guest reported what is no figure");
     }
-    vm.poweroff().map(drop)
+    let trouble = vm.poweroff()?;
+    ensure!(
+        trouble.is_empty(),
+        "kernel: {} (log: {})",
+        trouble[0],
+        log.display()
+    );
+    Ok(())
 }
 
 const HEAD: &str = "case                                  fs    unit             C       ours  ratio target spread";

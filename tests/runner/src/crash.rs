@@ -28,7 +28,7 @@ use powerfail::workload::{mix, Workload};
 use proto::{Event, Machine, On, Outcome, Request};
 use runner::report::{Record, Report};
 use runner::vm::scratch_dir;
-use runner::{Boot, Environment, Vm};
+use runner::{Boot, Environment, Kernel, Vm};
 
 use table::Row;
 
@@ -75,20 +75,45 @@ pub struct Options {
     cpu: String,
 }
 
+/// The campaigns of `make test`, as tests of the suite `crash`.
+pub const TESTS: [&str; 4] = [
+    "crash::short",
+    "crash::clflushopt",
+    "crash::clflush",
+    "crash::notices",
+];
+
 impl Options {
-    /// What `make test` runs.
-    fn short() -> Self {
-        Options {
-            points: Some(75),
+    /// What one of [`TESTS`] runs.
+    fn of_test(name: &str) -> Self {
+        use Workload::{Flows, Huge, Mapsync, Reflink, Write};
+        let mut options = Options {
+            points: Some(18),
             seed: Some(1),
-            workloads: Vec::new(),
+            workloads: vec![Flows, Huge, Mapsync, Write, Reflink],
             run_seed: None,
             at: None,
             lenient: false,
             stores: false,
             ignore: None,
             cpu: "max".into(),
+        };
+        match name {
+            "crash::clflushopt" => options.cpu += ",-clwb",
+            "crash::clflush" => options.cpu += ",-clwb,-clflushopt",
+            // On a machine whose write-back instructions do nothing data must be lost, or the
+            // other campaigns would not see a module that forgets them.
+            "crash::notices" => {
+                options.points = Some(12);
+                options.workloads = vec![Flows, Write];
+                options.ignore = Some("write-back".into());
+            }
+            _ => {
+                options.points = Some(84);
+                options.workloads.clear();
+            }
         }
+        options
     }
 
     fn wants(&self, workload: Workload, on: On) -> bool {
@@ -139,53 +164,68 @@ pub fn run(env: &Environment, options: &Options, on: On, jobs: usize) -> Result<
     bar.set_style(ProgressStyle::with_template(
         "{elapsed_precise} [{bar:30}] {pos}/{len} {msg}",
     )?);
-    let sum = campaign(env, options, on, jobs, bar, "crash")?;
+    let kernel = env.default_kernel();
+    let sum = campaign(env, kernel, options, on, jobs, bar, "crash", false)?;
     Ok(sum.points > 0 && sum.failed == 0 && sum.broken == 0)
 }
 
-/// The campaign of `make test`, as one test of its report.
-pub fn short(env: &Environment, on: On, jobs: usize, report: &Report) -> Result<()> {
+/// One of [`TESTS`].
+pub fn test(
+    env: &Environment,
+    kernel: &Kernel,
+    name: &'static str,
+    on: On,
+    jobs: usize,
+    report: &Report,
+) -> Result<()> {
     let started = Instant::now();
     report.more(1);
-    report.now("crash::short");
-    let mut options = Options::short();
+    report.now(name);
+    let mut options = Options::of_test(name);
     if on == On::C {
         // dax_break_layout() forgets dirty pages there, so `meta` loses data now and then; what
         // copy-on-write copies around a write(2) stays in the cache, so does `reflink`.
+        let wrong = [Workload::Meta, Workload::Reflink];
         options.workloads = Workload::ALL
             .into_iter()
-            .filter(|w| !w.rust_only())
+            .filter(|w| options.wants(*w, on) && !wrong.contains(w))
             .collect();
-        options
-            .workloads
-            .retain(|w| !matches!(w, Workload::Meta | Workload::Reflink));
     }
-    let hidden = ProgressBar::hidden();
-    let outcome = match campaign(env, &options, on, jobs, hidden, "crash-short") {
+    let must_lose = options.ignore.is_some();
+    let bar = ProgressBar::hidden();
+    let outcome = match campaign(env, kernel, &options, on, jobs, bar, name, must_lose) {
         Ok(Sum { points: 0, .. }) => Outcome::Failed("no crash point was checked".into()),
         Ok(sum) if sum.broken > 0 => Outcome::Failed(format!("{} runs failed", sum.broken)),
+        Ok(sum) if must_lose && sum.lost > 0 => Outcome::Passed,
+        Ok(sum) if must_lose => Outcome::Failed(format!(
+            "nothing was lost at {} crash points without write-back instructions",
+            sum.points
+        )),
         Ok(sum) if sum.failed == 0 => Outcome::Passed,
         Ok(sum) => Outcome::Failed(format!("{} of {} crash points", sum.failed, sum.points)),
         Err(e) => Outcome::Failed(format!("{e:#}")),
     };
     let record = Record {
         suite: "crash".into(),
-        test: "short".into(),
-        kernel: env.default_kernel().name.clone(),
+        test: name.trim_start_matches("crash::").into(),
+        kernel: kernel.name.clone(),
         outcome,
         seconds: started.elapsed().as_secs_f64(),
     };
     report.add(record, "")
 }
 
-/// `name` is that of its results.
+/// `name` is that of its results. `quiet`: what fails is not told.
+#[allow(clippy::too_many_arguments)] // once each, by name
 fn campaign(
     env: &Environment,
+    kernel: &Kernel,
     options: &Options,
     on: On,
     jobs: usize,
     bar: ProgressBar,
     name: &'static str,
+    quiet: bool,
 ) -> Result<Sum> {
     ensure!(
         !(options.stores && options.at.is_some()),
@@ -200,9 +240,12 @@ fn campaign(
     bar.set_length(images as u64);
     let mut campaign = Campaign {
         env,
+        kernel,
         options,
         on,
-        name,
+        // The names of tests are those of suites, too.
+        name: name.replace("::", "-"),
+        quiet,
         seed,
         bases: tempfile::tempdir()?,
         rows: Vec::new(),
@@ -222,18 +265,21 @@ fn campaign(
     };
     let ignored = options.ignore.as_ref();
     campaign.say(format!(
-        "{images} crash points from {} runs on {whom}, kernel {}, seed {seed}, {fences} as fences{}",
+        "{images} crash points from {} runs on {whom}, kernel {}, -cpu {}, seed {seed}, {fences} as fences{}",
         runs.len(),
-        env.default_kernel().name,
+        kernel.name,
+        options.cpu,
         ignored.map_or(String::new(), |i| format!(", every {i} ignored")),
     ));
     // Points take memory: not more runs at a time than that has room for. One of each kind fits.
-    for some in runs.chunks(26) {
+    for some in runs.chunks(28) {
         let scratch = scratch_dir()?;
         let checks = campaign.draw(some, scratch.path())?;
         let failed = campaign.check(checks, scratch.path(), jobs)?;
         campaign.save()?;
-        campaign.explain(some, &failed, scratch.path())?;
+        if !quiet {
+            campaign.explain(some, &failed, scratch.path())?;
+        }
     }
     Ok(campaign.finish())
 }
@@ -271,10 +317,12 @@ fn plan(options: &Options, on: On, seed: u64) -> Vec<Run> {
 
 struct Campaign<'a> {
     env: &'a Environment,
+    kernel: &'a Kernel,
     options: &'a Options,
     on: On,
     /// Of its results.
-    name: &'static str,
+    name: String,
+    quiet: bool,
     seed: u64,
     /// Images as mkfs leaves them.
     bases: tempfile::TempDir,
@@ -285,6 +333,9 @@ struct Campaign<'a> {
 
 impl Campaign<'_> {
     fn say(&self, line: String) {
+        if self.quiet {
+            return;
+        }
         self.bar.suspend(|| println!("{line}"));
     }
 
@@ -376,7 +427,13 @@ impl Campaign<'_> {
             .map(|r| format!("{} on {}", r.workload, r.fs))
             .collect();
         let results = self.boot_until_done("run", &jobs, &names, scratch, true, &|_| {})?;
-        for (run, (outcome, verdict)) in runs.iter().zip(results) {
+        for (run, (outcome, mut verdict)) in runs.iter().zip(results) {
+            // A run that acknowledges nothing would have nothing to lose.
+            let acked = outcome.as_ref().and_then(|o| o.acked).unwrap_or(0);
+            let length = run.workload.length();
+            if verdict.error.is_none() && acked != length {
+                verdict.error = Some(format!("{acked} of {length} operations acknowledged"));
+            }
             if let Some(error) = verdict.error {
                 self.fail(run, None, &verdict.trouble, error.clone());
                 let died = Found::died(error);
@@ -486,12 +543,13 @@ impl Campaign<'_> {
             .map_or("check".into(), |n| n.to_string_lossy().into_owned());
         let problems = Mutex::new(BTreeMap::new());
         let fsck = |i: usize| {
-            if let Err(e) = fsck(share[i].run.fs, &after(i)) {
-                problems
-                    .lock()
-                    .unwrap()
-                    .insert(i, format!("after recovery: {e:#}"));
-            }
+            let problem = match fsck(share[i].run.fs, &after(i)) {
+                Ok(true) => None,
+                // Of a check that went well there is one, and it is looked at once.
+                Ok(false) => Some("no image was kept to check".into()),
+                Err(e) => Some(format!("after recovery: {e:#}")),
+            };
+            problems.lock().unwrap().entry(i).or_insert(problem);
         };
         let results = self.boot_until_done(&log, &jobs, &names, dir, false, &|i| {
             self.bar.inc(1);
@@ -503,7 +561,8 @@ impl Campaign<'_> {
         fsck(share.len() - 1);
         let mut problems = problems.into_inner().unwrap();
         let found = results.into_iter().enumerate().map(|(i, (_, mut found))| {
-            found.error = found.error.or(problems.remove(&i));
+            let fsck = problems.remove(&i);
+            found.error = found.error.or(fsck.unwrap_or(Some("not looked at".into())));
             found
         });
         Ok(found.collect())
@@ -593,7 +652,7 @@ impl Campaign<'_> {
         } else {
             plugin += ",track=off";
         }
-        let mut boot = Boot::new(self.env, self.env.default_kernel(), machine);
+        let mut boot = Boot::new(self.env, self.kernel, machine);
         boot.log = self.env.log(&format!("crash-{log}"));
         boot.memory = Some(ram);
         boot.qemu_args = vec!["-plugin".into(), plugin];
@@ -628,7 +687,7 @@ impl Campaign<'_> {
                     let trouble: Vec<_> = vm
                         .wait(Duration::from_secs(30))?
                         .into_iter()
-                        .filter(|line| is_trouble(proto::strip_stamp(line)))
+                        .filter(|line| is_trouble(proto::strip_stamp(line), model))
                         .collect();
                     let fine = match &outcome {
                         Outcome::Passed => true,
@@ -671,7 +730,7 @@ impl Campaign<'_> {
 
     /// The directory for what stays of failed points.
     fn kept_dir(&self) -> PathBuf {
-        self.env.results.join(self.name)
+        self.env.results.join(&self.name)
     }
 
     fn kept(&self, check: &Check, extension: &str) -> PathBuf {
@@ -765,14 +824,20 @@ impl Campaign<'_> {
 
     fn finish(self) -> Sum {
         self.bar.finish_and_clear();
-        print!("{}", table::summary(&self.rows));
         let seconds = self.started.elapsed().as_secs_f64();
         let sum = table::sum(&self.rows);
-        println!(
-            "{seconds:.0} s, {:.0} points a minute",
+        let broken = match (sum.broken, sum.points) {
+            (0, 0) => ", nothing was checked".into(),
+            (0, _) => String::new(),
+            (n, _) => format!(", {n} runs failed"),
+        };
+        self.say(format!(
+            "{}{seconds:.0} s, {:.0} points a minute",
+            table::summary(&self.rows),
             sum.points as f64 / seconds.max(0.1) * 60.0
-        );
-        println!("crash: {} points, {} failed", sum.points, sum.failed);
+        ));
+        let (points, failed) = (sum.points, sum.failed);
+        self.say(format!("crash: {points} points, {failed} failed{broken}"));
         sum
     }
 }
@@ -781,13 +846,19 @@ impl Campaign<'_> {
 struct Sum {
     points: usize,
     failed: usize,
+    /// Bytes lost at all of them.
+    lost: u64,
     /// Runs that failed before there was a point.
     broken: usize,
 }
 
 /// Kernel messages that no crash explains. XFS calls a torn log record an internal error, with a
-/// stack, and goes on without it: that is what its recovery is for.
-fn is_trouble(message: &str) -> bool {
+/// stack, and goes on without it: that is what its recovery is for. Where workloads are run there is
+/// nothing to recover.
+fn is_trouble(message: &str, model: bool) -> bool {
+    if model {
+        return proto::is_trouble(message);
+    }
     let recovery = message.starts_with("XFS") && message.contains("Internal error");
     proto::is_trouble(message) && !recovery && !message.starts_with("Call Trace:")
 }
@@ -829,16 +900,16 @@ impl From<Verdict> for Found {
     }
 }
 
-/// Checks the file system in an image and removes the image. None is there if the guest died.
-fn fsck(fs: Ground, image: &Path) -> Result<()> {
-    if !image.exists() {
-        return Ok(());
-    }
+/// Checks the file system in an image and removes the image. False: none is there, as the guest died.
+fn fsck(fs: Ground, image: &Path) -> Result<bool> {
     let mut fsck = match fs {
         Ground::Ext4 => Command::new("e2fsck"),
         Ground::Xfs => Command::new("xfs_repair"),
-        Ground::Raw => return Ok(()),
+        Ground::Raw => return Ok(true),
     };
+    if !image.exists() {
+        return Ok(false);
+    }
     let out = fsck
         .arg(if fs == Ground::Ext4 { "-fn" } else { "-nf" })
         .arg(image)
@@ -855,7 +926,7 @@ fn fsck(fs: Ground, image: &Path) -> Result<()> {
             .collect::<Vec<_>>()
             .join("; ")
     );
-    Ok(())
+    Ok(true)
 }
 
 /// The plugin, which cargo builds beside the runner.

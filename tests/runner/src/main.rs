@@ -188,17 +188,35 @@ fn start(cli: Cli) -> Result<bool> {
             let chosen = select(&env, &name, options, |kernel, test| {
                 kernel == 0 || all || test.has(Tag::Smoke)
             })?;
-            let host = !no_host && (name.is_empty() || chosen.is_empty());
+            let crash: Vec<_> = crash::TESTS
+                .into_iter()
+                .filter(|t| !c_fs_dax && name.split(',').any(|part| t.contains(part)))
+                .collect();
+            // What means no test of a guest or a campaign means one of the host.
+            let in_guests = |part: &&str| {
+                let guest = chosen.iter().any(|(_, t)| t.full_name().contains(part));
+                guest || crash.iter().any(|t| t.contains(part))
+            };
+            let host: Vec<_> = match &*name {
+                "" if no_host => vec![],
+                "" => vec![""],
+                _ => name.split(',').filter(|part| !in_guests(part)).collect(),
+            };
+            ensure!(
+                !no_host || host.is_empty(),
+                "no test of the name '{}' in a guest",
+                host[0]
+            );
+            let kernels = if all { env.kernels.len() } else { 1 };
             let chosen = vec![chosen; repeat].concat();
-            let crash = "crash::short".contains(&*name) && !c_fs_dax;
-            test(&env, chosen, options, host.then_some(&name), crash)
+            test(&env, chosen, options, &host, &crash, kernels)
         }
         Cmd::Stress { name } => {
             options.stress = true;
             let chosen = select(&env, &name.unwrap_or_default(), options, |_, test| {
                 test.has(Tag::Stress)
             })?;
-            test(&env, chosen, options, None, false)
+            test(&env, chosen, options, &[], &[], 0)
         }
         Cmd::Shell { params, smp } => {
             let kernel = env.default_kernel();
@@ -264,7 +282,7 @@ fn select<'a>(
     Ok(chosen)
 }
 
-/// Workloads that `crash::short` leaves out on C, and why.
+/// Workloads that the crash campaigns leave out on C, and why.
 const LEFT_OUT_ON_C: [(&str, &str); 3] = [
     (
         "meta",
@@ -277,14 +295,17 @@ const LEFT_OUT_ON_C: [(&str, &str); 3] = [
     ("unmap", "what is unmapped dirty stays in the cache"),
 ];
 
+/// Runs what was chosen, host tests that contain one of `host`, and the `crash` campaigns on the first
+/// `kernels` kernels.
 fn test(
     env: &Environment,
     chosen: Vec<(&Kernel, TestInfo)>,
     options: Options,
-    host: Option<&String>,
-    crash: bool,
+    host: &[&str],
+    crash: &[&'static str],
+    kernels: usize,
 ) -> Result<bool> {
-    if chosen.is_empty() && host.is_none() && !crash {
+    if chosen.is_empty() && host.is_empty() && crash.is_empty() {
         bail!("no test of that name");
     }
     let file = if options.stress {
@@ -293,30 +314,29 @@ fn test(
         "test.tsv"
     };
     let report = Report::new(&env.results.join(file), chosen.len())?;
-    let kernels: Vec<_> = env.kernels.iter().map(|k| k.name.as_str()).collect();
+    let names: Vec<_> = env.kernels.iter().map(|k| k.name.as_str()).collect();
     report.say(format!(
         "{} tests in guests, kernels {}, {}",
         chosen.len(),
-        kernels.join(" and "),
+        names.join(" and "),
         env.accel
     ));
-    if let Some(filter) = host {
+    for filter in host {
         let found = suite::run_host(&report, filter)?;
-        ensure!(
-            found > 0 || !chosen.is_empty() || crash,
-            "no test of the name '{filter}'"
-        );
+        ensure!(found > 0, "no test of the name '{filter}'");
     }
     let (on, jobs) = (options.on, options.jobs);
     let mut wrong = suite::run(env, chosen, options, &report)?;
-    if crash {
-        crash::short(env, on, jobs, &report)?;
-        if on == On::C {
-            wrong.extend(LEFT_OUT_ON_C.map(|(workload, why)| {
-                let name = format!("crash::short (without the workload {workload})");
-                (name, why.into())
-            }));
+    for kernel in env.kernels.iter().take(kernels) {
+        for name in crash {
+            crash::test(env, kernel, name, on, jobs, &report)?;
         }
+    }
+    if on == On::C && !crash.is_empty() {
+        wrong.extend(LEFT_OUT_ON_C.map(|(workload, why)| {
+            let name = format!("crash (without the workload {workload})");
+            (name, why.into())
+        }));
     }
     if !wrong.is_empty() {
         report.say("where the C layer is wrong:");

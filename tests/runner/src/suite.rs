@@ -91,6 +91,9 @@ pub fn run(
     Ok(wrong.into_inner().unwrap())
 }
 
+/// Why a test failed that was never begun.
+const NO_GUEST: &str = "no guest to run it in";
+
 fn work(
     env: &Environment,
     queue: &Queue<'_>,
@@ -119,13 +122,14 @@ fn work(
         let mut vm = match Vm::boot(boot) {
             Ok(vm) => vm,
             Err(e) => {
+                report.say(format!("a guest did not boot: {e:#}"));
                 let mut groups = queue.lock().unwrap();
                 groups[at].failed_boots += 1;
                 if groups[at].failed_boots > 1 {
                     let tests = std::mem::take(&mut groups[at].tests);
                     drop(groups);
                     for test in tests {
-                        let outcome = Outcome::Failed(format!("no guest to run it in: {e:#}"));
+                        let outcome = Outcome::Failed(format!("{NO_GUEST}: {e:#}"));
                         add(report, kernel, &test, outcome, 0.0, &console_text(&console))?;
                     }
                 }
@@ -251,7 +255,11 @@ fn add(
 ) -> Result<()> {
     let outcome = match (&test.must_fail, outcome) {
         (None, outcome) => outcome,
-        (Some(text), Outcome::Failed(reason)) if reason.contains(text) => Outcome::Passed,
+        (Some(text), Outcome::Failed(reason))
+            if reason.contains(text) && !reason.starts_with(NO_GUEST) =>
+        {
+            Outcome::Passed
+        }
         (Some(text), other) => {
             Outcome::Failed(format!("should have failed with '{text}', but: {other:?}"))
         }

@@ -649,6 +649,7 @@ impl State {
             points,
             stores: run.stores.into_values().collect(),
             candidates: run.reservoir.seen(),
+            acked: run.acked,
             counters,
         };
         // One write, so that who follows the file sees whole lines.

@@ -101,6 +101,7 @@ pub fn sum(rows: &[Row]) -> Sum {
     Sum {
         points: points().count(),
         failed: points().filter(|r| !r.ok).count(),
+        lost: points().map(|r| r.lost).sum(),
         broken: rows.len() - points().count(),
     }
 }

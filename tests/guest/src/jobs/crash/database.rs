@@ -121,10 +121,13 @@ pub fn lmdb_verify(mount: &Mount, seed: u64, progress: Progress) -> Result<Verdi
     Ok(judge(content?, seed, progress))
 }
 
-fn sqlite_open(mount: &Mount, seed: u64) -> Result<Connection> {
+fn sqlite_open(mount: &Mount, workload: Workload) -> Result<Connection> {
     let db = Connection::open(mount.path("sqlite"))?;
     // A rollback journal is deleted to commit; only EXTRA syncs the directory then.
-    let mode = if seed % 2 == 0 { "wal" } else { "delete" };
+    let mode = match workload {
+        Workload::Wal => "wal",
+        _ => "delete",
+    };
     let got: String = db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))?;
     ensure!(got == mode, "journal_mode is {got}, not {mode}");
     let mmap: i64 = db.query_row("PRAGMA mmap_size=16777216", [], |r| r.get(0))?;
@@ -133,12 +136,12 @@ fn sqlite_open(mount: &Mount, seed: u64) -> Result<Connection> {
     Ok(db)
 }
 
-pub fn sqlite_run(mount: &Mount, seed: u64) -> Result<()> {
-    let mut db = sqlite_open(mount, seed)?;
+pub fn sqlite_run(mount: &Mount, workload: Workload, seed: u64) -> Result<()> {
+    let mut db = sqlite_open(mount, workload)?;
     db.execute_batch("CREATE TABLE t (k INTEGER PRIMARY KEY, v BLOB)")?;
     // SAFETY: no arguments, no memory.
     unsafe { libc::sync() };
-    transactions(Workload::Sqlite, seed, |changes| {
+    transactions(workload, seed, |changes| {
         let txn = db.transaction()?;
         for (key, value) in changes {
             match value {
@@ -153,8 +156,13 @@ pub fn sqlite_run(mount: &Mount, seed: u64) -> Result<()> {
     })
 }
 
-pub fn sqlite_verify(mount: &Mount, seed: u64, progress: Progress) -> Result<Verdict> {
-    let db = sqlite_open(mount, seed)?;
+pub fn sqlite_verify(
+    mount: &Mount,
+    workload: Workload,
+    seed: u64,
+    progress: Progress,
+) -> Result<Verdict> {
+    let db = sqlite_open(mount, workload)?;
     let integrity: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0))?;
     ensure!(integrity == "ok", "integrity_check: {integrity}");
     let mut content = Content::new();

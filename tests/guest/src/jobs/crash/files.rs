@@ -97,18 +97,18 @@ pub fn perform(task: &Task, disk: &Disk, mount: Option<&Mount>) -> Result<()> {
 struct Run<'a> {
     place: Place<'a>,
     workload: Workload,
-    /// Mappings that stay, by file.
-    kept: HashMap<usize, Mapping>,
+    /// Mappings that stay, by file and whether with MAP_SYNC.
+    kept: HashMap<(usize, bool), Mapping>,
 }
 
 impl Run<'_> {
-    fn kept(&mut self, file: usize) -> Result<&Mapping> {
-        Ok(match self.kept.entry(file) {
+    fn kept(&mut self, file: usize, sync: bool) -> Result<&Mapping> {
+        Ok(match self.kept.entry((file, sync)) {
             Entry::Occupied(mapping) => mapping.into_mut(),
             Entry::Vacant(place) => {
                 let opened = self.place.open(file, 0)?;
                 let len = opened.metadata()?.len();
-                place.insert(if self.workload == Workload::Mapsync {
+                place.insert(if sync {
                     Mapping::sync(&opened, 0, len).context("mmap with MAP_SYNC")?
                 } else {
                     Mapping::shared(&opened, 0, len)?
@@ -120,14 +120,18 @@ impl Run<'_> {
     fn perform(&mut self, op: &Op, number: u16) -> Result<()> {
         // A mapping does not outlive a change of the size.
         if matches!(op.how, How::Append | How::Truncate | How::Replace) {
-            self.kept.remove(&op.file);
+            self.kept.retain(|(file, _), _| *file != op.file);
         }
         match op.how {
-            How::Store => store(self.kept(op.file)?, op, number),
-            How::MsyncPart => msync(self.kept(op.file)?, op)?,
+            How::Store => {
+                let of = self.workload.content_of(op.file);
+                store(self.kept(op.file, false)?, op, of, number);
+            }
+            How::MsyncPart => msync(self.kept(op.file, false)?, op)?,
             How::Mapsync => {
-                let mapping = self.kept(op.file)?;
-                store(mapping, op, number);
+                let of = self.workload.content_of(op.file);
+                let mapping = self.kept(op.file, true)?;
+                store(mapping, op, of, number);
                 for range in &op.ranges {
                     write_back(mapping, range.start, range.end);
                 }
@@ -163,9 +167,13 @@ impl Run<'_> {
                 from.sync_all()?;
                 to.sync_all()?;
             }
-            How::Punch => {
+            How::Punch | How::Zero | How::Unshare => {
                 let file = self.place.open(op.file, 0)?;
-                let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+                let mode = match op.how {
+                    How::Punch => libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                    How::Zero => libc::FALLOC_FL_ZERO_RANGE,
+                    _ => libc::FALLOC_FL_UNSHARE_RANGE,
+                };
                 for range in &op.ranges {
                     fallocate(&file, mode, range.start, range.end - range.start)?;
                 }
@@ -187,33 +195,34 @@ impl Run<'_> {
     fn flow(&self, op: &Op, number: u16) -> Result<()> {
         let file = self.place.open(op.file, 0)?;
         let mapping = Mapping::shared(&file, 0, file.metadata()?.len())?;
+        let of = self.workload.content_of(op.file);
         match op.how {
             How::Msync => {
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 msync(&mapping, op)?;
             }
             How::Fsync => {
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 file.sync_all()?;
             }
             How::MunmapFsync => {
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 drop(mapping);
                 file.sync_all()?;
             }
             How::Sync => {
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 // SAFETY: no arguments, no memory.
                 unsafe { libc::sync() };
             }
             How::CloseMsync => {
                 drop(file);
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 msync(&mapping, op)?;
             }
             // Unmap.
             _ => {
-                store(&mapping, op, number);
+                store(&mapping, op, of, number);
                 drop(mapping);
             }
         }
@@ -266,9 +275,9 @@ fn write_dsync(file: &File, data: &[u8], offset: u64) -> Result<()> {
     Ok(())
 }
 
-fn store(mapping: &Mapping, op: &Op, number: u16) {
+fn store(mapping: &Mapping, op: &Op, of: usize, number: u16) {
     for range in &op.ranges {
-        let data = content(number, op.file, range.start, range.end - range.start);
+        let data = content(number, of, range.start, range.end - range.start);
         mapping.write(range.start, &data);
     }
 }
@@ -281,13 +290,23 @@ fn msync(mapping: &Mapping, op: &Op) -> Result<()> {
     Ok(())
 }
 
-/// CLWB of every line of a range.
+/// Writes every line of a range back, with the best of what the CPU has (`make crash CRASH='--cpu …'`).
 fn write_back(mapping: &Mapping, start: u64, end: u64) {
+    use std::arch::{asm, x86_64::__cpuid_count};
+    // Leaf 7: EBX bit 24 is CLWB, bit 23 CLFLUSHOPT.
+    // SAFETY: every 64-bit CPU has the instruction.
+    let features = unsafe { __cpuid_count(7, 0) }.ebx;
     for line in (start / 64 * 64..end).step_by(64) {
-        // SAFETY: inside the mapping; the instruction changes no memory.
+        // SAFETY: inside the mapping; the instructions change no memory.
         unsafe {
             let address = mapping.as_ptr().add(line as usize);
-            std::arch::asm!("clwb [{}]", in(reg) address, options(nostack, preserves_flags));
+            if features & (1 << 24) != 0 {
+                asm!("clwb [{}]", in(reg) address, options(nostack, preserves_flags));
+            } else if features & (1 << 23) != 0 {
+                asm!("clflushopt [{}]", in(reg) address, options(nostack, preserves_flags));
+            } else {
+                asm!("clflush [{}]", in(reg) address, options(nostack, preserves_flags));
+            }
         }
     }
 }

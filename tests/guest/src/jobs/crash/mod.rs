@@ -83,7 +83,9 @@ fn perform(task: &Task, disk: &Disk) -> Result<()> {
         .transpose()?;
     match (task.workload, &mount) {
         (Workload::Lmdb, Some(mount)) => database::lmdb_run(mount, task.seed),
-        (Workload::Sqlite, Some(mount)) => database::sqlite_run(mount, task.seed),
+        (workload @ (Workload::Sqlite | Workload::Wal), Some(mount)) => {
+            database::sqlite_run(mount, workload, task.seed)
+        }
         _ => files::perform(task, disk, mount.as_ref()),
     }
 }
@@ -96,7 +98,9 @@ fn verify(task: &Task, disk: &Disk, progress: Progress) -> Result<Verdict> {
     let mount = mount(&made, task.workload).context("after the crash")?;
     let verdict = match task.workload {
         Workload::Lmdb => database::lmdb_verify(&mount, task.seed, progress),
-        Workload::Sqlite => database::sqlite_verify(&mount, task.seed, progress),
+        workload @ (Workload::Sqlite | Workload::Wal) => {
+            database::sqlite_verify(&mount, workload, task.seed, progress)
+        }
         _ => files::verify(task, disk, Some(&mount), progress),
     };
     // The runner checks what is on the media then (e2fsck, xfs_repair): it has no emulator
