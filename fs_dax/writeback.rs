@@ -180,9 +180,9 @@ pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack 
 /// Takes the right to store to the pages of a batch away, writes them back and waits until they are
 /// durable. The entries are locked.
 fn make_durable(mapping: &AddressSpace, batch: &Batch) -> Result<Durable> {
-    // A file that nobody maps has no page tables to clean: mappings that come now fault, and wait
-    // for the entries.
-    if mapping.is_mapped() {
+    // A file that nobody maps for stores has no page tables to clean: mappings that come now fault,
+    // and wait for the entries.
+    if mapping.is_writably_mapped() {
         for span in batch.spans() {
             mapping.wrprotect(span.index, span.pfn, span.nr);
         }

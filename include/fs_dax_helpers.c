@@ -83,9 +83,9 @@ loff_t rpmem_i_size(const struct inode *inode)
 	return i_size_read(inode);
 }
 
-bool rpmem_mapping_mapped(struct address_space *mapping)
+bool rpmem_mapping_writably_mapped(struct address_space *mapping)
 {
-	return mapping_mapped(mapping);
+	return mapping_writably_mapped(mapping);
 }
 
 void rpmem_mapping_set_error(struct address_space *mapping, int err)

@@ -28,7 +28,7 @@ bool rpmem_xas_nomem(struct xa_state *xas, struct address_space *mapping);
 
 /* linux/fs.h, linux/pagemap.h */
 loff_t rpmem_i_size(const struct inode *inode);
-bool rpmem_mapping_mapped(struct address_space *mapping);
+bool rpmem_mapping_writably_mapped(struct address_space *mapping);
 void rpmem_mapping_set_error(struct address_space *mapping, int err);
 
 /* linux/fs.h: bitwise types that bindgen cannot read */

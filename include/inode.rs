@@ -149,11 +149,13 @@ impl AddressSpace {
         }
     }
 
-    /// `mapping_mapped()`: whether any VMA maps the file.
+    /// `mapping_writably_mapped()`: whether any VMA may allow stores to the file. Unlike
+    /// `mapping_mapped()` this stays so while a VMA changes its bounds: vma_prepare() takes it out of
+    /// the tree until vma_complete(), with its page tables as they are.
     #[inline]
-    pub(crate) fn is_mapped(&self) -> bool {
+    pub(crate) fn is_writably_mapped(&self) -> bool {
         // SAFETY: Valid.
-        unsafe { bindings::rpmem_mapping_mapped(self.0.get()) }
+        unsafe { bindings::rpmem_mapping_writably_mapped(self.0.get()) }
     }
 
     /// `unmap_mapping_pages(…, even_cows = false)`: takes the pages out of all page tables. May

@@ -18,7 +18,7 @@ use nix::errno::Errno;
 use proto::{Machine, Tag};
 
 use crate::fixture::dax::{clone_range, on_both, on_each, punch, Model};
-use crate::fixture::flushes::{expect_clean, DIRTY_FOR_EVER};
+use crate::fixture::flushes::{expect_clean, Reason, DIRTY_FOR_EVER};
 use crate::fixture::io::same;
 use crate::fixture::trace::Trace;
 use crate::fixture::{Dax, Driver, Flushes, Fs, Mapping, PAGE, PMD};
@@ -97,6 +97,12 @@ pub fn suite(s: &mut Suite) {
         .limit(120)
         .tag(Tag::RustOnly)
         .tag(Tag::Stress);
+    s.test("bounds_move", move |ctx| {
+        on_both(ctx, |dax| bounds_move(dax, time(ctx)))
+    })
+    .machine(machine())
+    .limit(120)
+    .tag(Tag::Stress);
     s.test("fsync_from_many", move |ctx| {
         on_both(ctx, |dax| fsync_from_many(dax, time(ctx)))
     })
@@ -552,6 +558,55 @@ fn fsync_waits_for_flush(ctx: &Ctx) -> Result<()> {
     drop(trace);
     dax.check()?;
     driver.unload()
+}
+
+/// A process maps a file and moves the bound between two of its mappings (mprotect); the kernel takes
+/// both out of the file's tree for that, with their page tables as they are. An fsync at that moment
+/// takes the right to store away all the same: what is stored later is flushed by the next one.
+fn bounds_move(dax: Dax, time: Duration) -> Result<()> {
+    const STORED: u64 = 16;
+    const READ: i32 = libc::PROT_READ;
+    let file = dax.file("f", false)?;
+    let map = Mapping::pages_only(&file, 0, 64 * PAGE)?;
+    map.protect(32 * PAGE, 32 * PAGE, READ)?;
+    let (end, moves) = (AtomicBool::new(false), AtomicU64::new(0));
+    let syncs = std::thread::scope(|scope| -> Result<u64> {
+        let mover = scope.spawn(|| -> Result<()> {
+            while !end.load(Ordering::Relaxed) {
+                map.protect(31 * PAGE, PAGE, READ)?;
+                map.protect(31 * PAGE, PAGE, READ | libc::PROT_WRITE)?;
+                moves.fetch_add(1, Ordering::Relaxed);
+            }
+            Ok(())
+        });
+        let until = Instant::now() + time;
+        let mut syncs = 0;
+        while Instant::now() < until && !mover.is_finished() {
+            for page in 0..STORED {
+                map.touch(page * PAGE, syncs as u8);
+            }
+            file.sync_data()?;
+            syncs += 1;
+        }
+        end.store(true, Ordering::Relaxed);
+        mover.join().expect("the moving thread panicked")?;
+        Ok(syncs)
+    })?;
+    let moves = moves.into_inner();
+    println!("{syncs} fsyncs, {moves} moves");
+    ensure!(syncs > 10 && moves > 10, "too few to meet");
+    file.sync_all()?;
+    let flushes = Flushes::watch()?;
+    for page in 0..STORED {
+        map.touch(page * PAGE, 7);
+    }
+    file.sync_all()?;
+    flushes
+        .take(&file)?
+        .of(Reason::Sync)
+        .expect("stored after an fsync", 0..STORED)?;
+    drop((map, file, flushes));
+    dax.check()
 }
 
 /// fsync, msync and stores from eight threads; after each fsync, what the thread stored before it
