@@ -16,6 +16,8 @@
 //!   copied or not, the file's.
 //! - An entry whose pfn is not that of the extent (a fault has raced with the end of a copy-on-write
 //!   write(2)) is replaced. C maps the new page and flushes the old one.
+//! - With MAP_SYNC a store to a block copied on write waits for the log, and one to a page of a PMD
+//!   entry does not go round in circles (C looks for an entry of the page's own).
 //! - The dirty mark is set when the entry is locked: one cycle of `xa_lock` less.
 
 use super::{
@@ -53,6 +55,7 @@ use super::{
 use crate::arch::Durable;
 use crate::include::{
     dax_access::DaxReadLock,
+    folio::Pages,
     iomap::{
         flags,
         IomapIter,
@@ -330,8 +333,9 @@ fn map_extent(
     let Some(pages) = extent.pages(locked.mapping()) else {
         return error(EINVAL);
     };
-    // MAP_SYNC: metadata must be on the medium before a store is allowed.
-    let sync = write && vmf.is_sync() && iomap.is_dirty();
+    // MAP_SYNC: metadata must be on the medium before a store is allowed. What copy-on-write changes
+    // is yet to be logged, so that C, which asks the extent alone, allows the store too early.
+    let sync = write && vmf.is_sync() && (iomap.is_dirty() || cow);
 
     let new = Entry::new(extent.pfn, order, Kind::Real);
     let old = locked.entry();
@@ -388,7 +392,8 @@ fn map_extent(
     }
 }
 
-/// The locked entry now stands for `new`, or for nothing if that cannot be: false.
+/// The locked entry, unmapped if there was a page, now stands for `new`, or for nothing if that cannot
+/// be: false. Then the old blocks stay the file's: what was stored to them is made durable.
 fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) -> bool {
     let mapping = locked.mapping();
     let old = locked.entry();
@@ -397,6 +402,12 @@ fn replace(locked: &mut LockedEntry<'_>, new: Entry, shared: bool) -> bool {
     let new = if fits {
         new
     } else {
+        let pages = old
+            .is_real()
+            .then(|| Pages::new(mapping, old.pfn(), old.nr_pages()));
+        if let Some(pages) = pages.flatten() {
+            let _: Durable = write_back(mapping, &pages.mem()).fence();
+        }
         locked.forget_dirty();
         Entry::empty(new.order())
     };
@@ -470,7 +481,8 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> Option<FaultRes
     let mut xas = XaState::new(mapping.i_pages(), vmf.pgoff(), order);
     let mut xa = xas.lock();
     let entry = match next_unlocked(&mut xa, mapping, order) {
-        Found::Unlocked(entry) if entry.order() == order && entry.is_real() => entry,
+        // Of a larger order if a page of a PMD entry is wanted.
+        Found::Unlocked(entry) if entry.is_real() => entry,
         // Somebody was faster: try again.
         Found::Unlocked(entry) => {
             pass_on(mapping, xa.index(), entry);
@@ -478,7 +490,9 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> Option<FaultRes
         }
         _ => return Some(FaultResult::NOPAGE),
     };
-    let Some(pages) = owner::pages(mapping, entry).filter(|p| p.pfn() == pfn) else {
+    let first = vmf.pgoff() & !((1 << order) - 1);
+    let of_entry = entry.pfn() + (first & (entry.nr_pages() - 1));
+    let Some(pages) = Pages::new(mapping, pfn, 1 << order).filter(|_| pfn == of_entry) else {
         pass_on(mapping, xa.index(), entry);
         return Some(FaultResult::NOPAGE);
     };
@@ -491,6 +505,10 @@ fn map_written(vmf: &mut VmFault<'_>, order: u32, pfn: usize) -> Option<FaultRes
     let locked = LockedEntry::adopt(mapping, xa.index(), entry);
     drop(xa);
     mapping.host().mark_dirty_pages();
+    // A PMD fault was faster: try again.
+    if order == 0 && vmf.pmd_is_huge() {
+        return Some(FaultResult::NOPAGE);
+    }
 
     // Not held any more when the entry is unlocked: who comes next takes it for somebody's use.
     let reference = pages.folio().get();

@@ -61,6 +61,19 @@ pub fn suite(s: &mut Suite) {
         }
         Ok(())
     });
+    s.test("mapsync_copied", |ctx| {
+        let driver = Driver::load(ctx, &[])?;
+        // See above.
+        driver.disk(0).zero_out(0, driver.disk(0).size)?;
+        mapsync_copied(Dax::on(driver.disk(0), Fs::Xfs)?)?;
+        driver.unload()
+    })
+    .c_is_wrong("it allows a MAP_SYNC store to a copied block before the log has the block");
+    s.test("mapsync_page_of_a_pmd", |ctx| {
+        on_both(ctx, mapsync_page_of_a_pmd)
+    })
+    .limit(60)
+    .tag(Tag::RustOnly);
     s.test("nowait", |ctx| on_both(ctx, nowait));
     s.test("read_write", |ctx| on_both(ctx, read_write));
     s.test("fallocate_modes", |ctx| on_both(ctx, fallocate_modes));
@@ -729,6 +742,62 @@ fn mapsync(dax: Dax, huge: bool) -> Result<()> {
     tmp.set_len(PAGE)?;
     let got = Mapping::sync(&tmp, 0, PAGE).err();
     ensure!(got == Some(Errno::EOPNOTSUPP), "MAP_SYNC on tmpfs: {got:?}");
+    dax.check()
+}
+
+/// MAP_SYNC stores to blocks that are shared, one after the other: xfs makes many blocks ready for the
+/// first, so that the second finds its own and nothing to be logged yet but that it is the file's now.
+fn mapsync_copied(dax: Dax) -> Result<()> {
+    let len = 64 * PAGE;
+    let a = dax.mount.create("a")?;
+    let mut model = Model(pattern(1, 0, len as usize));
+    a.write_all_at(&model.0, 0)?;
+    let b = dax.mount.create("b")?;
+    clone_range(&a, 0, len, &b, 0)?;
+    a.sync_all()?;
+    b.sync_all()?;
+    File::open(&dax.mount.dir)?.sync_all()?;
+    let original = model.0.clone();
+    let map = Mapping::sync(&b, 0, len)?;
+    for page in 0..4 {
+        let data = pattern(2 + page, 0, 100);
+        map.write(page * PAGE + 7, &data);
+        model.put(page * PAGE + 7, &data);
+    }
+    shutdown(&dax.mount)?;
+    drop((map, a, b));
+    let dax = dax.remount()?;
+    model.expect("after losing the log", &dax.mount.open("b")?, None)?;
+    Model(original).expect("the other file", &dax.mount.open("a")?, None)?;
+    dax.check()
+}
+
+/// A MAP_SYNC store to one page of what a PMD entry stands for, the last one of the file, for which the
+/// file systems want the log written each time: it is done after one try. C tries for ever.
+fn mapsync_page_of_a_pmd(dax: Dax) -> Result<()> {
+    let file = dax.mount.allocate_huge("f", PMD, dax.disk())?;
+    file.set_len(PMD - 100)?;
+    file.sync_all()?;
+    File::open(&dax.mount.dir)?.sync_all()?;
+    let huge = Mapping::sync(&file, 0, PMD)?;
+    huge.touch(5, 1);
+    huge.expect_huge(0, true)?;
+    // Where no PMD fits.
+    let small = Mapping::sync(&file, PAGE, PMD - PAGE)?;
+    small.touch(PMD - PAGE - 200, 2);
+    small.expect_huge(PMD - 2 * PAGE, false)?;
+    file.sync_all()?;
+    let flushes = Flushes::watch()?;
+    small.touch(PMD - PAGE - 200, 3);
+    file.sync_all()?;
+    flushes
+        .take(&file)?
+        .expect("the entry of the page", 0..512)?;
+    let mut model = Model::zeroed(PMD - 100);
+    model.put(5, &[1]);
+    model.put(PMD - 200, &[3]);
+    model.expect("by read(2)", &file, None)?;
+    drop((huge, small, file, flushes));
     dax.check()
 }
 
