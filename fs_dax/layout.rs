@@ -122,16 +122,12 @@ pub(super) fn break_layout_final(inode: &Inode) {
     if !mapping.is_dax() {
         return;
     }
-    let mut was_busy = false;
     while let Some(folio) = layout_busy_page_range(mapping, 0, i64::MAX) {
         folio.wait_idle_uninterruptible();
-        was_busy = true;
     }
-    // The last write-back was before a device was done with a page.
-    if was_busy {
-        // Nobody is left who could be told of an error.
-        let _ = clean(mapping, 0, usize::MAX, &mut 0);
-    }
+    // The last write-back may have been before a device was done with a page. Nobody is left who could
+    // be told of an error.
+    let _ = clean(mapping, 0, usize::MAX, &mut 0);
     delete_mapping_range(mapping, 0, i64::MAX);
 }
 

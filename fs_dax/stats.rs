@@ -120,8 +120,9 @@ counters! {
     bytes_written,
     /// Dirty mappings removed, and pages that devices have written to.
     unmaps,
-    /// Pages that devices have written to after they had been cleaned.
-    retags,
+    /// Entries that stayed dirty after a flush, as somebody may still write to a page of them without a
+    /// page table.
+    kept_dirty,
     /// Waits for a locked entry.
     waits,
     /// Pages in use by a device that layout breaking met.
@@ -190,14 +191,11 @@ impl Counters<'_> {
 
     /// A dirty mapping of `nr` pages has gone.
     #[inline]
-    pub(super) fn count_unmap(&self, nr: usize, flushed: bool, tagged: bool) {
+    pub(super) fn count_unmap(&self, nr: usize, flushed: bool) {
         self.unmaps.inc();
         if flushed {
             self.bytes_unmap
                 .add((nr as u64) << super::entry::PAGE_SHIFT);
-        }
-        if tagged {
-            self.retags.inc();
         }
     }
 

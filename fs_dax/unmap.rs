@@ -11,12 +11,14 @@
 //!   `flush_on_unmap` says so: what was unmapped is durable, as far as the file system knows its
 //!   blocks. An fsync later finds clean lines. (Not every unmap ends in a locked instruction, which
 //!   would be a fence as well: a kernel on one CPU has none.)
-//! - The entry is marked dirty if it is not. After a removed mapping it is already. After DMA it may
-//!   have been cleaned by an fsync between the pin and the write: C loses such data at a power
-//!   failure.
+//! - The entry is marked dirty if it is not, and stays so if it is just being flushed. After a removed
+//!   mapping it is dirty already; after DMA as well, as an fsync leaves pages dirty that somebody holds,
+//!   but for who has let go of it between the flush and the end of that fsync. C loses what a device
+//!   writes after an fsync has cleaned the page.
 //!
-//! The folio's own dirty flag is never set, so that the core, which looks at it first at unpin, tells
-//! us of every page.
+//! The folio's own dirty flag is not set here, so that the core, which looks at it first at unpin, tells
+//! us of every page. (KVM sets it without asking anybody: after that the core is silent about guests'
+//! memory until the file loses the page.)
 
 use super::{
     entry::Entry,
@@ -45,7 +47,9 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
     let index = folio.index();
     let nr = 1 << folio.order();
     let entry = Entry::new(folio.pfn(), folio.order(), super::entry::Kind::Real);
-    let mut flush = module_param::flush_on_unmap();
+    // A folio is locked for DMA, not for page tables: its 2 MiB would be flushed for every page of it,
+    // when a read into it begins and again when it ends.
+    let mut flush = module_param::flush_on_unmap() && !(folio.order() > 0 && folio.is_locked());
     if flush {
         if let Some(pages) = owner::pages(mapping, entry) {
             let mem = pages.mem();
@@ -56,7 +60,7 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
         }
     }
     let tagged = mark_dirty(mapping, index, entry);
-    Stats::of(mapping, |s| s.count_unmap(nr, flush, tagged));
+    Stats::of(mapping, |s| s.count_unmap(nr, flush));
     trace::unmap(mapping.host(), index, nr, flush, tagged);
     tagged
 }

@@ -18,6 +18,7 @@ use super::{
         wait_unlocked,
         Wake, //
     },
+    owner,
     range::page_range,
     run::Batch,
     stats::Stats, //
@@ -223,8 +224,13 @@ fn release(
             let entry = entry.unlocked();
             xa.replace(entry.to_xa());
             // Nothing can have been stored since the flush: page tables do not allow it, and faults
-            // wait for us.
-            if durable.is_some() {
+            // wait for us. But a device may be about to, and may not tell before a read(2) into the page
+            // is over and an fsync behind it has found nothing (C loses that).
+            let held = owner::busy_folio(mapping, entry).is_some();
+            if held {
+                Stats::of(mapping, |s| s.kept_dirty.inc());
+            }
+            if durable.is_some() && !held {
                 unmark_dirty(xa);
             }
             lock::wake(mapping, index, entry, Wake::Next);

@@ -24,7 +24,10 @@ use super::{
 use core::marker::PhantomData;
 use kernel::{
     sync::rcu,
-    types::Opaque, //
+    types::{
+        NotThreadSafe,
+        Opaque, //
+    }, //
 };
 
 /// `nr` pages of persistent memory from a page frame number on.
@@ -160,6 +163,13 @@ impl Folio {
         unsafe { self.share_word().read_volatile() }
     }
 
+    /// Whether somebody has locked it: who has a device write to it does, for a moment.
+    #[inline]
+    pub(crate) fn is_locked(&self) -> bool {
+        // SAFETY: Valid.
+        unsafe { bindings::rpmem_folio_is_locked(self.0.get()) }
+    }
+
     /// Whether somebody other than page tables has a reference: a device, GUP.
     #[inline]
     pub(crate) fn is_busy(&self) -> bool {
@@ -222,12 +232,14 @@ impl Folio {
             // Nobody needs to hold the folio. If it is a part of a larger one by now its words are
             // something else.
             let was_head = self.is_head();
-            let mapping = self.mapping_ptr();
+            // SAFETY: Valid.
+            let mapping = unsafe { bindings::rpmem_folio_mapping(self.0.get()) };
             if mapping.is_null() || !was_head || !self.is_head() {
                 return None;
             }
-            // SAFETY: Not freed under RCU, and after that while the array's lock is held: the
-            // eviction of an inode takes it. Inodes of DAX files with folios have a superblock.
+            // SAFETY: Inodes are freed after a grace period: not under RCU, and after that not while
+            // the array's lock is held, under which interrupts are off. Inodes of DAX files with
+            // folios have a superblock.
             let mapping = unsafe { AddressSpace::from_raw(mapping) };
             if !mapping.is_dax() {
                 return None;
@@ -306,14 +318,14 @@ impl Drop for FolioRef<'_> {
 }
 
 /// The lock under which shared folios are taken up by one more file.
-pub(crate) struct SharingLock(());
+pub(crate) struct SharingLock(NotThreadSafe);
 
 impl SharingLock {
     /// Takes the lock. May sleep.
     pub(crate) fn new() -> Self {
         // SAFETY: Has no requirements.
         unsafe { bindings::rpmem_sharing_lock() };
-        Self(())
+        Self(NotThreadSafe)
     }
 }
 

@@ -27,6 +27,9 @@
 
 #include "fs_dax_helpers.h"
 
+/* What include/xarray.rs has as numbers. */
+static_assert(XA_CHUNK_SHIFT == 6);
+
 #define CREATE_TRACE_POINTS
 #include "rust_pmem_trace.h"
 
@@ -149,6 +152,26 @@ unsigned long rpmem_folio_pfn(struct folio *folio)
 unsigned int rpmem_folio_order(struct folio *folio)
 {
 	return folio_order(folio);
+}
+
+bool rpmem_folio_is_locked(struct folio *folio)
+{
+	return folio_test_locked(folio);
+}
+
+/*
+ * folio->mapping, or NULL if that word is no pointer to a mapping: while pages are made into a folio,
+ * or one is taken apart, what begins a folio may have had the words of a tail page right before, or
+ * be about to get them (TAIL_MAPPING, _entire_mapcount, _deferred_list).
+ */
+struct address_space *rpmem_folio_mapping(struct folio *folio)
+{
+	struct address_space *mapping = READ_ONCE(folio->mapping);
+	unsigned long inside = (unsigned long)mapping - (unsigned long)folio;
+
+	if ((unsigned long)mapping & 3 || mapping == TAIL_MAPPING || inside < sizeof(struct page))
+		return NULL;
+	return mapping;
 }
 
 int rpmem_folio_extra_refs(struct folio *folio)

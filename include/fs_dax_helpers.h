@@ -51,6 +51,8 @@ void *rpmem_pfn_virt(unsigned long pfn);
 unsigned long rpmem_zero_pfn(unsigned long address);
 unsigned long rpmem_folio_pfn(struct folio *folio);
 unsigned int rpmem_folio_order(struct folio *folio);
+bool rpmem_folio_is_locked(struct folio *folio);
+struct address_space *rpmem_folio_mapping(struct folio *folio);
 int rpmem_folio_extra_refs(struct folio *folio);
 void rpmem_folio_ref_inc(struct folio *folio);
 void rpmem_folio_put(struct folio *folio);

@@ -94,6 +94,7 @@ static TABLE: [Slot; SLOTS] = [const {
 ///
 /// `ops` is registered and pinned.
 #[pin_data(PinnedDrop)]
+#[repr(transparent)]
 pub(super) struct Hooks {
     #[pin]
     ops: Opaque<bindings::ftrace_ops>,
@@ -212,14 +213,12 @@ unsafe fn superblock(subject: Subject, arg: usize) -> Option<*mut bindings::supe
                 (*(*vma).vm_file).f_mapping
             }
             Subject::LockedFolio => return None,
-            // Nobody holds it: it can be a part of a larger one by now.
-            Subject::Folio if !is_head(arg as *mut _) => return None,
-            Subject::Folio => {
-                let folio: *mut bindings::folio__bindgen_ty_1__bindgen_ty_1 =
-                    (arg as *mut bindings::folio).cast();
-                (&raw const (*folio).mapping).read_volatile()
-            }
+            Subject::Folio => bindings::rpmem_folio_mapping(arg as *mut _),
         };
+        // Nobody holds the folio: it can be a part of a larger one by now, with other words.
+        if subject == Subject::Folio && !is_head(arg as *mut _) {
+            return None;
+        }
         // Null, or not a pointer to an address space (anonymous memory and the like).
         if mapping.is_null() || mapping as usize & 3 != 0 {
             return None;
@@ -246,7 +245,8 @@ unsafe extern "C" fn handler<D: gendisk::Operations>(
     };
     let _rcu = (redirect.subject == Subject::Folio).then(rcu::read_lock);
     // SAFETY: The first argument of these functions is what the table says; the superblock is in
-    // use, so its block device is null or open.
+    // use, so its block device is null or open. One that is found through a folio was so when the RCU
+    // section began: inode, superblock and disk are freed after a grace period.
     let ours = unsafe {
         match superblock(redirect.subject, regs.di) {
             Some(sb) => {

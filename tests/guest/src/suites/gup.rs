@@ -32,6 +32,9 @@ pub fn suite(s: &mut Suite) {
     s.test("own_file_as_buffer", |ctx| on_both(ctx, own_file_as_buffer));
     s.test("dma_after_fsync", dma_after_fsync)
         .c_is_wrong("it forgets pages that a device writes to after an fsync has cleaned them");
+    s.test("dirty_while_held", |ctx| on_both(ctx, dirty_while_held))
+        .c_is_wrong("it forgets pages that a device writes to after an fsync has cleaned them");
+    s.test("interrupted", |ctx| on_both(ctx, interrupted));
     s.test("pinned", |ctx| {
         on_both(ctx, |dax| pinned(dax, !ctx.c_fs_dax()))
     });
@@ -208,8 +211,13 @@ fn dma_after_fsync(ctx: &Ctx) -> Result<()> {
             );
             if let Some(before) = before {
                 let now = Counters::read(dax.disk())?;
-                let retags = now.since(&before, "retags")?;
-                ensure!(retags > 0, "the counter of pages dirty again is still 0");
+                let kept = now.since(&before, "kept_dirty")?;
+                ensure!(kept > 0, "the counter of entries kept dirty is still 0");
+                let unmapped = now.since(&before, "bytes_unmap")?;
+                ensure!(
+                    unmapped <= 8 * PAGE,
+                    "{fs}, {name}: {unmapped} bytes flushed for DMA to four pages"
+                );
             }
             expect_clean("afterwards", &flushes, &file, Some(&map))?;
         }
@@ -263,6 +271,94 @@ fn waits_for_page(waiter: &Waiter, it_polls: bool) -> Result<()> {
     waiter
         .wait_until_asleep(states, Duration::from_millis(200))
         .context("nobody waits for a page in use")
+}
+
+/// Whoever holds a page may store to it at any time and tell later, or never: each fsync flushes it, and
+/// one more when nobody holds it.
+fn dirty_while_held(dax: Dax) -> Result<()> {
+    for (name, huge) in [("small", false), ("huge", true)] {
+        let file = dax.file(name, huge)?;
+        let map = Mapping::shared(&file, 0, file.metadata()?.len())?;
+        map.touch(3 * PAGE, 1);
+        map.expect_huge(3 * PAGE, huge)?;
+        let held = Held::pages(&map, 3 * PAGE, 10)?;
+        let pages = if huge { 0..512 } else { 3..4 };
+        let flushes = Flushes::watch()?;
+        for what in ["held", "held still"] {
+            file.sync_all()?;
+            flushes.take(&file)?.expect(what, pages.clone())?;
+        }
+        held.take()?;
+        file.sync_all()?;
+        flushes.take(&file)?.expect("free again", pages)?;
+        expect_clean("afterwards", &flushes, &file, Some(&map))?;
+    }
+    dax.check()
+}
+
+/// A signal ends the waiting for a page that a pipe holds: EINTR, the file is as it was; without the
+/// signal, and the pipe, it is truncated. A process can be killed meanwhile.
+fn interrupted(dax: Dax) -> Result<()> {
+    extern "C" fn nothing(_: i32) {}
+    let file = dax.file("f", false)?;
+    let len = file.metadata()?.len();
+    let map = Mapping::shared(&file, 0, len)?;
+    let data = pattern(4, 0, len as usize);
+    map.write(0, &data);
+    let held = Held::pages(&map, 10 * PAGE, PAGE as usize)?;
+    let wait = |killed: bool| -> Result<()> {
+        let child = spawn(|| {
+            // SAFETY: the handler does nothing; without SA_RESTART.
+            unsafe {
+                let mut action: libc::sigaction = std::mem::zeroed();
+                action.sa_sigaction = nothing as usize;
+                libc::sigaction(libc::SIGUSR1, &action, std::ptr::null_mut());
+            }
+            let result = nix::unistd::ftruncate(&file, 5 * PAGE as i64);
+            ensure!(result == Err(Errno::EINTR), "truncated: {result:?}");
+            punch(&file, 4 * PAGE, 8 * PAGE).map_or_else(
+                |e| {
+                    ensure!(
+                        e.downcast_ref::<Errno>() == Some(&Errno::EINTR),
+                        "punched: {e:?}"
+                    );
+                    Ok(())
+                },
+                |()| anyhow::bail!("punched a page in use"),
+            )
+        })?;
+        let signals = if killed {
+            vec![Signal::SIGKILL]
+        } else {
+            vec![Signal::SIGUSR1; 2]
+        };
+        for signal in signals {
+            Waiter::of(child.pid).wait_until_asleep(&['S'], Duration::from_millis(300))?;
+            kill(child.pid, signal)?;
+        }
+        if killed {
+            let status = waitpid(child.pid, None)?;
+            ensure!(
+                matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+                "{status:?}"
+            );
+        } else {
+            let end = child.end()?;
+            ensure!(end == End::Done, "{end:?}");
+        }
+        Ok(())
+    };
+    wait(false)?;
+    wait(true)?;
+    ensure!(file.metadata()?.len() == len, "the file has another size");
+    Model(data.clone()).expect("interrupted", &file, Some(&map))?;
+    let tenth = 10 * PAGE as usize..11 * PAGE as usize;
+    same("the pipe", &held.take()?, &data[tenth])?;
+    drop(map);
+    file.set_len(5 * PAGE)?;
+    Model(data[..5 * PAGE as usize].to_vec()).expect("truncated", &file, None)?;
+    drop(file);
+    dax.check()
 }
 
 /// Truncation, punching, collapsing and sharing (xfs) wait as long as a pipe holds a page of the
@@ -437,26 +533,30 @@ fn unmount_while_pinned(dax: Dax) -> Result<()> {
     let held = Held::pages(&map, 3 * PAGE, data.len())?;
     drop((map, file));
     let released = AtomicBool::new(false);
-    let (got, dax) = std::thread::scope(|scope| -> Result<_> {
-        let holder = scope.spawn(|| {
-            // Much longer than unmounting and mounting take.
-            std::thread::sleep(Duration::from_secs(2));
-            released.store(true, Ordering::SeqCst);
-            held.take()
+    let waiter = Waiter::default();
+    let (got, made) = std::thread::scope(|scope| -> Result<_> {
+        let unmounter = scope.spawn(|| {
+            waiter.here();
+            let made = dax.mount.unmount();
+            (made, released.load(Ordering::SeqCst))
         });
-        let dax = dax.remount()?;
-        let waited = released.load(Ordering::SeqCst);
-        let got = holder.join().expect("the holding thread panicked")?;
+        let asleep = waits_for_page(&waiter, false);
+        released.store(true, Ordering::SeqCst);
+        let got = held.take()?;
+        let (made, waited) = unmounter.join().expect("the unmounting thread panicked");
+        let made = made?;
+        asleep?;
         ensure!(waited, "unmounted while a page is in use");
-        Ok((got, dax))
+        Ok((got, made))
     })?;
     same("the pipe", &got, &data)?;
-    let file = dax.mount.open("f")?;
+    let mount = made.mount("dax=always")?;
+    let file = mount.open("f")?;
     let mut now = vec![0; PAGE as usize];
     file.read_exact_at(&mut now, 3 * PAGE)?;
     same("the file", &now, &data)?;
     drop(file);
-    dax.check()
+    mount.unmount()?.check()
 }
 
 /// A debugger reads and writes a process's DAX mapping; what it writes is dirty, again after
