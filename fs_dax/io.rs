@@ -467,7 +467,18 @@ fn rw_extent(
             }
         }
         let done = if recover {
-            dax.recovery_write(&alive, pgoff, &mem, user)
+            let done = dax.recovery_write(&alive, pgoff, &mem, user);
+            // A page that is only half of it written is bad still, and nobody could write the rest: all
+            // of it again, when its source is there.
+            let whole = if done < mem.len() {
+                done & !(PAGE_SIZE - 1)
+            } else {
+                done
+            };
+            if whole < done {
+                user.take_back(done - whole);
+            }
+            whole
         } else if write {
             user.copy_to_pmem(&mem)
         } else {
@@ -481,7 +492,7 @@ fn rw_extent(
                 Err(e) => {
                     // Not written: to be the caller's next bytes again (io_uring goes on behind what
                     // is said to be written).
-                    user.take_back();
+                    user.take_back(done);
                     return (Err(e), written);
                 }
             }

@@ -284,10 +284,14 @@ impl<T: Operations> Thunks<T> {
         };
         let mut err = Ok(());
         let ret = T::iomap_fault(&mut vmf, order, pfn, &mut err, ops);
-        if let (Some(errp), Err(e)) = (errp, err) {
-            *errp = e.to_errno();
+        if let (Some(errp), 0) = (errp, order) {
+            *errp = err.map_or_else(Error::to_errno, |()| 0);
         }
-        ret.0
+        match (order, ret) {
+            // To the core that would be a page in `vmf`.
+            (0, FaultResult::NONE) => FaultResult::SIGBUS.0,
+            _ => ret.0,
+        }
     }
 
     /// # Safety
@@ -528,8 +532,8 @@ impl<T: Operations> Thunks<T> {
         mapping: *mut bindings::address_space,
         folio: *mut bindings::folio,
     ) -> bool {
-        // SAFETY: The caller's arguments are valid for the call. Files on our disks that use
-        // noop_dirty_folio() are DAX files, their folios DAX memory.
+        // SAFETY: The caller's arguments are valid for the call. Of a file that is not DAX the folio
+        // may be other memory: `T` asks that first, and then only sets its flag.
         let (mapping, folio) = unsafe { (AddressSpace::from_raw(mapping), Folio::from_raw(folio)) };
         T::dirty_folio(mapping, folio)
     }

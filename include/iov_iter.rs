@@ -81,13 +81,15 @@ impl<'a> IovIter<'a> {
         self.copied
     }
 
-    /// What the last write to persistent memory has copied is to be copied again.
+    /// The last `len` bytes of what the last write to persistent memory has copied, or all of it, are
+    /// to be copied again.
     #[cold]
-    pub(crate) fn take_back(&mut self) {
+    pub(crate) fn take_back(&mut self, len: usize) {
+        let len = len.min(self.copied);
         // SAFETY: Valid, and advanced by as much by the invariant.
-        unsafe { bindings::iov_iter_revert(self.raw, self.copied) };
-        // INVARIANT: 0 bytes.
-        self.copied = 0;
+        unsafe { bindings::iov_iter_revert(self.raw, len) };
+        // INVARIANT: As many less.
+        self.copied -= len;
     }
 
     /// Copies from `mem` and returns how many bytes: fewer at bad memory or if the user's memory
@@ -98,9 +100,12 @@ impl<'a> IovIter<'a> {
         unsafe { bindings::rpmem_copy_mc_to_iter(mem.addr() as *mut _, mem.len(), self.raw) }
     }
 
-    /// Fills `len` bytes with zeroes and returns how many. May sleep.
+    /// Fills `len` bytes of the destination of a read with zeroes and returns how many. May sleep.
     #[inline]
     pub(crate) fn zero(&mut self, len: usize) -> usize {
+        if self.is_write() {
+            return 0;
+        }
         // SAFETY: Valid.
         unsafe { bindings::iov_iter_zero(len, self.raw) }
     }

@@ -275,7 +275,12 @@ impl XaLocked<'_, '_> {
     #[inline]
     pub(crate) fn find(&mut self, max: usize) -> usize {
         // SAFETY: The cursor is valid, the array locked.
-        unsafe { bindings::xas_find(self.raw(), max) as usize }
+        let entry = unsafe { bindings::xas_find(self.raw(), max) as usize };
+        if entry == 0 {
+            // It may be at the end of one node with the index of the next.
+            self.reset_node();
+        }
+        entry
     }
 
     /// C's `xas_find_marked()`: the next marked entry up to `max`; also the one at a fresh cursor.
@@ -402,8 +407,8 @@ impl XaLocked<'_, '_> {
     }
 
     /// Moves to another index and returns the entry there, 0 if there is none; cheaply if it is in
-    /// the same leaf node. The array must not have been unlocked since the cursor was walked, or the
-    /// cursor been reset.
+    /// the same leaf node. If the array has been unlocked since the cursor was walked the cursor must
+    /// have been reset.
     #[inline]
     pub(crate) fn walk_to(&mut self, index: usize) -> usize {
         if let Some(node) = self.node() {

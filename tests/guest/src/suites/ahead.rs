@@ -26,6 +26,10 @@ pub fn suite(s: &mut Suite) {
         each(ctx, "fault_around=65", reads_beyond_the_most)
     })
     .tag(Tag::RustOnly);
+    s.test("set_while_loaded", |ctx| {
+        each(ctx, "fault_around=0", set_while_loaded)
+    })
+    .tag(Tag::RustOnly);
     s.test("writes", |ctx| each(ctx, "fault_around_write=16", writes))
         .tag(Tag::RustOnly);
     s.test("only_written_blocks", |ctx| {
@@ -74,6 +78,20 @@ fn in_sequence(map: &Mapping, most: u64) -> Result<u64> {
         seen = seen.max(ahead);
     }
     Ok(seen)
+}
+
+/// With 0 every page costs a fault; another number is obeyed from the next fault on.
+fn set_while_loaded(dax: Dax) -> Result<()> {
+    const PARAM: &str = "/sys/module/rust_pmem/parameters/fault_around";
+    let file = dax.file("f", false)?;
+    let len = file.metadata()?.len();
+    for (value, want) in [("0", 0), ("16", 16), ("0", 0)] {
+        std::fs::write(PARAM, value).context(PARAM)?;
+        let most = in_sequence(&Mapping::shared(&file, 0, len)?, want)?;
+        ensure!(most == want, "{value}: {most} pages mapped ahead");
+    }
+    drop(file);
+    dax.check()
 }
 
 /// Reads in sequence and at random places. A read fault in sequence maps up to 16 pages ahead, one at

@@ -11,17 +11,17 @@ use std::time::{Duration, Instant};
 use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
 use nix::sys::signal::{kill, Signal};
-use nix::sys::wait::waitpid;
+use nix::sys::wait::{waitpid, WaitStatus};
 use proto::Tag;
 
 use crate::fixture::child::{
     child, expect_done, expect_sigbus, spawn, End, BUS_ADRERR, BUS_MCEERR_AO, BUS_MCEERR_AR,
 };
-use crate::fixture::dax::{clone_range, on_both, punch, Model};
+use crate::fixture::dax::{clone_range, on_both, punch, shutdown, Model};
 use crate::fixture::driver::{expect_errno, rmmod, UNLOAD_C};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::{fallocate, physical, Made};
-use crate::fixture::io::{pread2, pwrite2};
+use crate::fixture::io::{pread2, pwrite2, same};
 use crate::fixture::trace::Trace;
 use crate::fixture::{
     pattern, sh, sh_fails, Dax, Driver, Flushes, Fs, Mapping, MIB, MODULE, PAGE, PMD,
@@ -35,6 +35,10 @@ pub fn suite(s: &mut Suite) {
     });
     s.test("bad_page_of_a_pmd", |ctx| on_both(ctx, bad_page_of_a_pmd))
         .tag(Tag::RustOnly);
+    s.test("bad_page_and_absent_source", |ctx| {
+        on_both(ctx, bad_page_and_absent_source)
+    });
+    s.test("after_shutdown", |ctx| on_both(ctx, after_shutdown));
     s.test("no_space", |ctx| on_both(ctx, no_space));
     s.test("read_only", |ctx| on_both(ctx, read_only));
     s.test("killed", |ctx| on_both(ctx, killed))
@@ -256,6 +260,109 @@ fn bad_page_of_a_pmd(dax: Dax) -> Result<()> {
     dax.check()
 }
 
+/// One write(2) over bad pages, from memory that is not there yet and lies at another offset of its pages:
+/// what is there when these are reached ends in the middle of one. All is written, and they are good. Before
+/// that, what maps them gets SIGBUS.
+fn bad_page_and_absent_source(dax: Dax) -> Result<()> {
+    const LEN: u64 = 3 * MIB;
+    let file = dax.mount.allocate_huge("f", 2 * PMD, dax.disk())?;
+    file.write_all_at(&vec![1; LEN as usize], 0)?;
+    file.sync_all()?;
+    let source = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open("/tmp/source")?;
+    let data = pattern(6, 0, LEN as usize);
+    source.write_all_at(&data, 1000)?;
+    let source = Mapping::private(&source, 0, LEN + PAGE)?;
+    // Where the first MiB and what faults map around it end.
+    let bad = MIB;
+    let sector = physical(&file, bad)? / 512;
+    dax.disk()
+        .set_sysfs("badblocks", &format!("{sector} 512"))?;
+    let mut byte = [0];
+    let got = file.read_exact_at(&mut byte, bad);
+    ensure!(
+        got.as_ref()
+            .is_err_and(|e| e.raw_os_error() == Some(libc::EIO)),
+        "the page is not bad: {got:?}"
+    );
+    let mapped = Mapping::shared(&file, bad, PAGE)?;
+    expect_sigbus("a load", BUS_MCEERR_AR, mapped.as_ptr(), || {
+        mapped.peek(0);
+        Ok(())
+    })?;
+    expect_sigbus("a store", BUS_MCEERR_AR, mapped.as_ptr(), || {
+        mapped.touch(0, 1);
+        Ok(())
+    })?;
+    drop(mapped);
+    let mut at = 0;
+    while at < LEN {
+        let n = source.write_to(&file, 1000 + at, (LEN - at) as usize, at);
+        println!("{n:?} of {} bytes written at {at:#x}", LEN - at);
+        at += n.with_context(|| format!("write at {at:#x}"))? as u64;
+    }
+    ensure!(dax.disk().sysfs("badblocks")?.is_empty(), "still bad");
+    Model(data).expect("written", &file, None)?;
+    drop((source, file));
+    dax.check()
+}
+
+/// A file system that has been shut down: loads of what is mapped work, whatever needs it fails with an
+/// errno or SIGBUS, and after a remount all that was synced is there.
+fn after_shutdown(dax: Dax) -> Result<()> {
+    let file = dax.file("f", false)?;
+    let len = file.metadata()?.len();
+    let holes = dax.mount.create("holes")?;
+    holes.set_len(len)?;
+    let (map, sync) = (
+        Mapping::shared(&file, 0, len)?,
+        Mapping::sync(&holes, 0, len)?,
+    );
+    let hole = Mapping::shared(&holes, 0, len)?;
+    let data = pattern(8, 0, len as usize);
+    map.write(0, &data);
+    file.sync_all()?;
+    holes.sync_all()?;
+    File::open(&dax.mount.dir)?.sync_all()?;
+    shutdown(&dax.mount)?;
+    same("mapped", &map.read(0, data.len()), &data)?;
+    for (what, map) in [("a hole", &hole), ("a hole with MAP_SYNC", &sync)] {
+        let address = map.as_ptr().wrapping_add(7 * PAGE as usize);
+        expect_sigbus(what, BUS_ADRERR, address, || {
+            map.touch(7 * PAGE, 1);
+            Ok(())
+        })?;
+    }
+    let written = file
+        .write_all_at(&[1; 100], 0)
+        .map_err(|e| e.raw_os_error());
+    ensure!(
+        matches!(written, Err(Some(libc::EIO | libc::EROFS))),
+        "write(2): {written:?}"
+    );
+    // To what an fsync has cleaned.
+    let address = map.as_ptr().wrapping_add(3 * PAGE as usize);
+    expect_sigbus("a page that is clean", BUS_ADRERR, address, || {
+        map.touch(3 * PAGE, 1);
+        Ok(())
+    })?;
+    let synced = file.sync_all().map_err(|e| e.raw_os_error());
+    ensure!(
+        matches!(synced, Err(Some(libc::EIO | libc::EROFS))),
+        "fsync: {synced:?}"
+    );
+    drop((map, hole, sync, file, holes));
+    let dax = dax.remount()?;
+    let file = dax.mount.open("f")?;
+    Model(data).expect("after a remount", &file, None)?;
+    drop(file);
+    dax.check()
+}
+
 /// No block for a store into a hole: SIGBUS, and nothing else changes; with space again the same
 /// store works.
 fn no_space(dax: Dax) -> Result<()> {
@@ -415,7 +522,11 @@ fn killed(dax: Dax) -> Result<()> {
             kill(c.pid, Signal::SIGKILL)?;
         }
         for c in &children {
-            waitpid(c.pid, None)?;
+            let status = waitpid(c.pid, None)?;
+            ensure!(
+                matches!(status, WaitStatus::Signaled(_, Signal::SIGKILL, _)),
+                "a child that stores and syncs for ever ended before: {status:?}"
+            );
         }
         // Every entry can be locked, cleaned and deleted.
         let map = Mapping::shared(&file, 0, len)?;
