@@ -16,9 +16,11 @@ use kernel::{
 pub(crate) enum Kind {
     /// "System RAM", whole or in part: the kernel's own memory.
     SystemRam,
-    /// Memory that firmware or the command line has set aside: "Persistent Memory" (legacy or
-    /// not), "Reserved" or "Soft Reserved".
+    /// Memory that firmware or the command line has set aside: "Persistent Memory (legacy)" or
+    /// "Reserved".
     SetAside,
+    /// "Persistent Memory" that ACPI's NFIT describes, whole or in part.
+    Described,
     /// Anything else, nothing, or more than one of these.
     Other,
 }
@@ -34,11 +36,16 @@ pub(crate) fn kind(start: u64, len: u64) -> Kind {
     if intersects(ram, bindings::IORES_DESC_NONE) != bindings::REGION_DISJOINT as i32 {
         return Kind::SystemRam;
     }
+    let described = intersects(
+        bindings::IORESOURCE_MEM as usize,
+        bindings::IORES_DESC_PERSISTENT_MEMORY,
+    );
+    if described != bindings::REGION_DISJOINT as i32 {
+        return Kind::Described;
+    }
     let set_aside = [
         bindings::IORES_DESC_PERSISTENT_MEMORY_LEGACY,
-        bindings::IORES_DESC_PERSISTENT_MEMORY,
         bindings::IORES_DESC_RESERVED,
-        bindings::IORES_DESC_SOFT_RESERVED,
     ];
     let mut whole = false;
     for desc in set_aside {

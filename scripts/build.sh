@@ -88,6 +88,7 @@ install)
 	[ -n "${DESTDIR:-}" ] || [ -d "$to" ] || die "kernel $name is not installed on this machine: KERNEL=$(uname -r), or DESTDIR= for another place"
 	kbuild modules
 	install -D -m 644 "build/$name/rust_pmem.ko" "$to/updates/rust_pmem.ko"
+	install -D -m 644 drivers/pmem/60-rpmem.rules "${DESTDIR:-}/usr/lib/udev/rules.d/60-rpmem.rules"
 	PATH=$PATH:/usr/sbin:/sbin
 	if command -v depmod >/dev/null; then
 		depmod ${DESTDIR:+-b "$DESTDIR"} "$name"

@@ -27,6 +27,10 @@ use kernel::{
 /// What the kernel's DAX core calls.
 pub(super) static DAX_OPS: dax_device::Table<Device> = dax_device::Table::new();
 
+/// As many pages are looked at for bad blocks, 256 GiB: badblocks_check() takes an `int` of sectors, and
+/// does not come back from a negative one.
+const MOST_CHECKED: usize = 1 << 26;
+
 /// The sectors of `nr_pages` pages that are on the device.
 fn sectors_of(pgoff: u64, nr_pages: usize) -> Sectors {
     Sectors {
@@ -46,7 +50,8 @@ impl dax_device::Operations for Device {
         if self.bad_blocks.is_empty() {
             return self.extent(pgoff, usize::MAX);
         }
-        let extent = self.extent(pgoff, nr_pages)?;
+        // The list counts with 31 bits.
+        let extent = self.extent(pgoff, nr_pages.min(MOST_CHECKED))?;
         let sectors = sectors_of(pgoff, extent.nr_pages());
         match self.bad_blocks.check(sectors.start, sectors.len) {
             None => Ok(extent),

@@ -73,6 +73,9 @@ fn check_explicit(range: PhysRange) -> Result {
     let reason = match resource::kind(range.start, range.len) {
         Kind::SetAside => return Ok(()),
         Kind::SystemRam => "is, or contains, System RAM",
+        Kind::Described => {
+            "is persistent memory that ACPI describes: nd_pmem knows its namespaces and bad blocks"
+        }
         Kind::Other => {
             "is not set aside as a whole: see Reserved and Persistent Memory in /proc/iomem"
         }

@@ -114,6 +114,14 @@ impl Disk {
     fn new(index: u32, region: MemRegion, debugfs: &debugfs::Dir) -> Result<Self> {
         let node = resource::node_of(region.start());
         let device = Pagemap::new(region, node, State::new(index))?;
+        if let Some(format) = device.format() {
+            pr_err!(
+                "rpmem{index}: [mem {:#x}-{:#x}] has a {format} of nd_pmem's at 4 KiB: its data would be lost. Use it with nd_pmem, or have ndctl make a raw namespace of it\n",
+                device.phys(),
+                device.phys() + (device.len() - 1)
+            );
+            return Err(EBUSY);
+        }
 
         // What can fail comes before the disk is added, what cannot comes after.
         let name = CString::try_from_fmt(fmt!("rpmem{index}"))?;

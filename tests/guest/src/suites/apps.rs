@@ -6,7 +6,10 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use heed::byteorder::BigEndian;
@@ -53,6 +56,7 @@ pub fn suite(s: &mut Suite) {
     }
     s.test("tools", tools).limit(120);
     s.test("fstrim", fstrim).limit(120);
+    s.test("udev", udev).limit(120).tag(Tag::RustOnly);
 }
 
 /// Pseudorandom numbers from a seed, the same in every run.
@@ -533,6 +537,79 @@ fn mdadm(ctx: &Ctx, fs: Fs) -> Result<()> {
     }
     sh(format!("mdadm --zero-superblock {a} {b}"))?;
     driver.unload()
+}
+
+/// With the rules that `make modules_install` installs, udev has links for the file systems on our disks
+/// and partitions, and looks again when somebody has written to one.
+fn udev(ctx: &Ctx) -> Result<()> {
+    const RULES: &str = include_str!("../../../../drivers/pmem/60-rpmem.rules");
+    const UUID: [&str; 2] = [
+        "5eed0000-0000-4000-8000-000000000001",
+        "5eed0000-0000-4000-8000-000000000002",
+    ];
+    fs::create_dir_all("/run/udev")?;
+    fs::create_dir_all("/etc/udev/rules.d")?;
+    fs::write("/etc/udev/rules.d/60-rpmem.rules", RULES)?;
+    let mut daemon = Command::new("/usr/bin/udevadm")
+        .arg0("/usr/lib/systemd/systemd-udevd")
+        .spawn()
+        .context("udevd")?;
+    let links = || -> Result<()> {
+        // Up when it answers.
+        sh("for i in $(seq 100); do udevadm control --ping 2>/dev/null && exit; sleep 0.1; done; exit 1")?;
+        let driver = Driver::load(ctx, &[])?;
+        let path = &driver.disk(0).path;
+        // A disk is looked at again when somebody closes it, once it has been looked at.
+        let settle = || sh("udevadm settle --timeout=30");
+        settle()?;
+        for (uuid, label) in UUID.into_iter().zip(["one", "two"]) {
+            Fs::Ext4.make_on(path, &["-U", uuid, "-L", label])?;
+            for link in [format!("by-uuid/{uuid}"), format!("by-label/{label}")] {
+                expect_link(&link, &driver.disk(0).name)?;
+            }
+            settle()?;
+        }
+        ensure!(
+            fs::symlink_metadata("/dev/disk/by-label/one").is_err(),
+            "the first label is still there"
+        );
+        sh(format!(
+            "wipefs -q -a {path} && printf 'label: gpt\\nsize=64MiB,name=part,uuid={}\\n' | sfdisk -q {path}",
+            UUID[0]
+        ))?;
+        for link in [
+            format!("by-partuuid/{}", UUID[0]),
+            "by-partlabel/part".into(),
+        ] {
+            expect_link(&link, &format!("{}p1", driver.disk(0).name))?;
+        }
+        sh(format!(
+            "wipefs -q -a {path} && sfdisk -q --delete {path}; wipefs -q -a {path}"
+        ))?;
+        settle()?;
+        driver.unload()
+    };
+    let result = links();
+    daemon.kill()?;
+    daemon.wait()?;
+    fs::remove_dir_all("/run/udev")?;
+    fs::remove_file("/etc/udev/rules.d/60-rpmem.rules")?;
+    result
+}
+
+/// Waits for a link in /dev/disk to a disk.
+fn expect_link(link: &str, disk: &str) -> Result<()> {
+    let path = Path::new("/dev/disk").join(link);
+    let want = Path::new("../..").join(disk);
+    let end = Instant::now() + Duration::from_secs(30);
+    loop {
+        let found = fs::read_link(&path);
+        if found.as_ref().is_ok_and(|found| *found == want) {
+            return Ok(());
+        }
+        ensure!(Instant::now() < end, "{}: {found:?}", path.display());
+        std::thread::sleep(Duration::from_millis(100));
+    }
 }
 
 /// What the tools that look at disks say.

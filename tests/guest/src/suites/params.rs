@@ -2,6 +2,10 @@
 
 //! Parameters and ranges: each wrong one gives its errno and one line in the log.
 
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use anyhow::{bail, ensure, Context, Result};
 use nix::errno::Errno;
 use nix::kmod::{delete_module, init_module, DeleteModuleFlags};
@@ -28,6 +32,12 @@ pub fn suite(s: &mut Suite) {
         .tag(Tag::RustOnly);
     s.test("one_held_by_nd_pmem", one_held_by_nd_pmem)
         .tag(Tag::RustOnly);
+    s.test("other_format", other_format).tag(Tag::RustOnly);
+    s.test("no_write_back", |_: &Ctx| {
+        refused(&[], Errno::ENODEV, "cannot write cache lines back")
+    })
+    .tag(Tag::RustOnly)
+    .machine(Machine::default().cpu("max,-clwb,-clflushopt,-clflush"));
     s.test("no_range", no_range)
         .tag(Tag::RustOnly)
         .machine(Machine::bare());
@@ -236,6 +246,38 @@ fn one_held_by_nd_pmem(ctx: &Ctx) -> Result<()> {
     write_at(&driver.disk(0).open_direct()?, 0, &[1; 4096])?;
     driver.unload()?;
     sh(UNLOAD_C)?;
+    Ok(())
+}
+
+/// A range that nd_pmem has formatted otherwise than as a plain disk is left alone.
+fn other_format(_ctx: &Ctx) -> Result<()> {
+    let (start, size) = ranges()?[0];
+    let memory = File::options().write(true).open("/dev/mem")?;
+    let put = |bytes: &[u8]| memory.write_all_at(bytes, start + 4096).context("/dev/mem");
+    let result = [
+        ("NVDIMM_PFN_INFO\0", "mode fsdax"),
+        ("NVDIMM_DAX_INFO\0", "mode devdax"),
+        ("BTT_ARENA_INFO\0\0", "mode sector"),
+    ]
+    .into_iter()
+    .try_for_each(|(signature, text)| {
+        put(signature.as_bytes())?;
+        let mut log = KernelLog::open()?;
+        insmod(&[])?;
+        let lines = log.drain_matching(text);
+        let disks = [0, 1].map(|n| Path::new(&format!("/dev/rpmem{n}")).exists());
+        rmmod()?;
+        ensure!(lines.len() == 1, "{} lines say '{text}'", lines.len());
+        ensure!(disks == [false, true], "disks: {disks:?}");
+        Ok(())
+    });
+    let params = [format!("phys_addr={start}"), format!("size={size}")];
+    let alone = insmod(&[&params[0], &params[1]]);
+    put(&[0; 16])?;
+    result?;
+    ensure!(alone == Err(Errno::EBUSY), "by name: {alone:?}");
+    insmod(&[&params[0], &params[1]])?;
+    rmmod()?;
     Ok(())
 }
 
