@@ -127,7 +127,9 @@ pub(super) fn break_layout_final(inode: &Inode) {
     }
     // The last write-back may have been before a device was done with a page. Nobody is left who could
     // be told of an error.
-    let _ = clean(mapping, 0, usize::MAX, &mut 0);
+    if !inode.is_unlinked() {
+        let _ = clean(mapping, 0, usize::MAX, &mut 0);
+    }
     delete_mapping_range(mapping, 0, i64::MAX);
 }
 

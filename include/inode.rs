@@ -60,6 +60,13 @@ impl Inode {
         unsafe { bindings::rpmem_i_size(self.0.get()) }
     }
 
+    /// Whether the file has no name any more: `i_nlink` is 0.
+    #[inline]
+    pub(crate) fn is_unlinked(&self) -> bool {
+        // SAFETY: The inode is valid; a plain field of a union that is there for its constness.
+        unsafe { (*self.0.get()).__bindgen_anon_1.i_nlink == 0 }
+    }
+
     /// `i_blkbits`: log2 of the block size.
     #[inline]
     pub(crate) fn blkbits(&self) -> u32 {

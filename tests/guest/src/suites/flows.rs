@@ -58,11 +58,35 @@ pub fn suite(s: &mut Suite) {
         .tag(Tag::RustOnly);
     }
     s.test("unmount", unmount).tag(Tag::RustOnly);
+    s.test("deleted", |ctx| on_both(ctx, deleted))
+        .tag(Tag::RustOnly);
     s.test("part_of_a_pmd", |ctx| on_both(ctx, part_of_a_pmd));
     s.test("many_runs", |ctx| on_both(ctx, many_runs));
     s.test("entries_stay_usable", |ctx| {
         on_both(ctx, entries_stay_usable)
     });
+}
+
+/// What is dirty in a file that is deleted goes with it: nothing is flushed.
+fn deleted(dax: Dax) -> Result<()> {
+    let file = dax.file("f", false)?;
+    // No flush when a mapping goes.
+    std::fs::write("/sys/module/rust_pmem/parameters/flush_on_unmap", "N")?;
+    let map = Mapping::shared(&file, 0, 64 * PAGE)?;
+    for page in 0..64 {
+        map.touch(page * PAGE, 1);
+    }
+    drop(map);
+    let before = Counters::read(dax.disk())?;
+    drop(file);
+    std::fs::remove_file(dax.mount.path("f"))?;
+    let now = Counters::read(dax.disk())?;
+    std::fs::write("/sys/module/rust_pmem/parameters/flush_on_unmap", "Y")?;
+    for counter in ["bytes_fsync", "bytes_unmap"] {
+        let n = now.since(&before, counter)?;
+        ensure!(n == 0, "{n} {counter} for a file that is deleted");
+    }
+    dax.check()
 }
 
 /// Pages that a flow writes: alone, next to each other, the first and the last.
