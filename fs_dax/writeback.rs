@@ -18,7 +18,6 @@ use super::{
         wait_unlocked,
         Wake, //
     },
-    owner,
     range::page_range,
     run::Batch,
     stats::Stats, //
@@ -212,6 +211,7 @@ fn release(
 ) {
     for run in batch.runs() {
         let step = if batch.is_pmd() { run.nr } else { 1 };
+        let pages = Pages::new(mapping, run.pfn, run.nr);
         for index in (run.index..run.end()).step_by(step) {
             let Some(entry) = Entry::from_xa(xa.walk_to(index)) else {
                 super::bug("a locked entry has gone");
@@ -226,7 +226,7 @@ fn release(
             // Nothing can have been stored since the flush: page tables do not allow it, and faults
             // wait for us. But a device may be about to, and may not tell before a read(2) into the page
             // is over and an fsync behind it has found nothing (C loses that).
-            let held = owner::busy_folio(mapping, entry).is_some();
+            let held = pages.is_some_and(|pages| pages.is_held(index - run.index));
             if held {
                 Stats::of(mapping, |s| s.kept_dirty.inc());
             }

@@ -81,6 +81,13 @@ impl<'a> Pages<'a> {
         unsafe { &*bindings::rpmem_pfn_folio(self.pfn).cast() }
     }
 
+    /// [`Folio::is_busy`] of the folio that page number `i` is in; false behind the last page.
+    #[inline]
+    pub(crate) fn is_held(&self, i: usize) -> bool {
+        // SAFETY: By the type's invariant.
+        i < self.nr && unsafe { bindings::rpmem_pfn_is_held(self.pfn + i) }
+    }
+
     /// The raw first page.
     #[inline]
     pub(super) fn page(&self) -> *mut bindings::page {

@@ -179,6 +179,11 @@ int rpmem_folio_extra_refs(struct folio *folio)
 	return folio_ref_count(folio) - folio_mapcount(folio);
 }
 
+bool rpmem_pfn_is_held(unsigned long pfn)
+{
+	return rpmem_folio_extra_refs(pfn_folio(pfn));
+}
+
 void rpmem_folio_ref_inc(struct folio *folio)
 {
 	folio_ref_inc(folio);

@@ -54,6 +54,7 @@ unsigned int rpmem_folio_order(struct folio *folio);
 bool rpmem_folio_is_locked(struct folio *folio);
 struct address_space *rpmem_folio_mapping(struct folio *folio);
 int rpmem_folio_extra_refs(struct folio *folio);
+bool rpmem_pfn_is_held(unsigned long pfn);
 void rpmem_folio_ref_inc(struct folio *folio);
 void rpmem_folio_put(struct folio *folio);
 void rpmem_folio_make_compound(struct folio *folio, unsigned int order);
