@@ -101,6 +101,16 @@ impl Batch {
         self.pmd
     }
 
+    /// How many pages an entry of it has.
+    #[inline]
+    pub(crate) const fn step(&self) -> usize {
+        if self.pmd {
+            PG_PMD_NR
+        } else {
+            1
+        }
+    }
+
     /// How many pages are in it.
     #[inline]
     pub(crate) const fn pages(&self) -> usize {

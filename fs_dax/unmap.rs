@@ -11,14 +11,15 @@
 //!   `flush_on_unmap` says so: what was unmapped is durable, as far as the file system knows its
 //!   blocks. An fsync later finds clean lines. (Not every unmap ends in a locked instruction, which
 //!   would be a fence as well: a kernel on one CPU has none.)
+//!   Not those of a folio of many pages that is locked: it is for DMA, or somebody has a device write to
+//!   another page of it at that moment.
 //! - The entry is marked dirty if it is not, and stays so if it is just being flushed. After a removed
-//!   mapping it is dirty already; after DMA as well, as an fsync leaves pages dirty that somebody holds,
-//!   but for who has let go of it between the flush and the end of that fsync. C loses what a device
-//!   writes after an fsync has cleaned the page.
+//!   mapping it is dirty already, and after DMA as well, as an fsync leaves pages dirty that somebody
+//!   holds, whether they tell or not. C loses what a device writes after an fsync has cleaned the page.
 //!
 //! The folio's own dirty flag is not set here, so that the core, which looks at it first at unpin, tells
 //! us of every page. (KVM sets it without asking anybody: after that the core is silent about guests'
-//! memory until the file loses the page.)
+//! memory until the file loses the page. Nothing rests on it.)
 
 use super::{
     entry::Entry,

@@ -19,7 +19,10 @@ use super::{
         Wake, //
     },
     range::page_range,
-    run::Batch,
+    run::{
+        Batch,
+        MAX_PAGES, //
+    },
     stats::Stats, //
 };
 use crate::{
@@ -86,8 +89,15 @@ pub(super) fn clean(
         let Some(end) = batch.runs().last().map(|run| run.end()) else {
             return Ok(());
         };
-        let durable = xa.unlocked(|| make_durable(mapping, &batch));
-        release(&mut xa, mapping, &batch, durable.as_ref().ok().copied());
+        let mut held = Held::default();
+        let durable = xa.unlocked(|| make_durable(mapping, &batch, &mut held));
+        release(
+            &mut xa,
+            mapping,
+            &batch,
+            durable.as_ref().ok().copied(),
+            &held,
+        );
         durable?;
         *pages += batch.pages();
         if end > last {
@@ -177,9 +187,26 @@ pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack 
     }
 }
 
+/// Which pages of a batch, counted through, somebody held when they were written back.
+#[derive(Default)]
+struct Held([u64; MAX_PAGES / 64]);
+
+impl Held {
+    fn set(&mut self, page: usize) {
+        self.0[page / 64 % (MAX_PAGES / 64)] |= 1 << (page % 64);
+    }
+
+    fn contains(&self, page: usize) -> bool {
+        self.0[page / 64 % (MAX_PAGES / 64)] & 1 << (page % 64) != 0
+    }
+}
+
 /// Takes the right to store to the pages of a batch away, writes them back and waits until they are
 /// durable. The entries are locked.
-fn make_durable(mapping: &AddressSpace, batch: &Batch) -> Result<Durable> {
+///
+/// `held` gets the pages that may be written to meanwhile, by a device for instance. Nobody can get
+/// hold of a page to write to it once the page tables do not allow it: faults wait for the entry.
+fn make_durable(mapping: &AddressSpace, batch: &Batch, held: &mut Held) -> Result<Durable> {
     // A file that nobody maps for stores has no page tables to clean: mappings that come now fault,
     // and wait for the entries.
     if mapping.is_writably_mapped() {
@@ -189,8 +216,15 @@ fn make_durable(mapping: &AddressSpace, batch: &Batch) -> Result<Durable> {
     }
     let mut written = WrittenBack::nothing();
     let mut flushed = false;
+    let mut before = 0;
     for run in batch.runs() {
         let pages = Pages::new(mapping, run.pfn, run.nr).ok_or(EIO)?;
+        for i in (0..run.nr).step_by(batch.step()) {
+            if pages.is_held(i) {
+                held.set(before + i);
+            }
+        }
+        before += run.nr;
         // Else caches are persistent.
         if Stats::write_cache(mapping, &pages.mem()) {
             written = written.and(arch::write_back(&pages.mem()));
@@ -208,10 +242,11 @@ fn release(
     mapping: &AddressSpace,
     batch: &Batch,
     durable: Option<Durable>,
+    held: &Held,
 ) {
+    let mut before = 0;
     for run in batch.runs() {
-        let step = if batch.is_pmd() { run.nr } else { 1 };
-        let pages = Pages::new(mapping, run.pfn, run.nr);
+        let step = batch.step();
         for index in (run.index..run.end()).step_by(step) {
             let Some(entry) = Entry::from_xa(xa.walk_to(index)) else {
                 super::bug("a locked entry has gone");
@@ -226,7 +261,7 @@ fn release(
             // Nothing can have been stored since the flush: page tables do not allow it, and faults
             // wait for us. But a device may be about to, and may not tell before a read(2) into the page
             // is over and an fsync behind it has found nothing (C loses that).
-            let held = pages.is_some_and(|pages| pages.is_held(index - run.index));
+            let held = held.contains(before + (index - run.index));
             if held {
                 Stats::of(mapping, |s| s.kept_dirty.inc());
             }
@@ -235,5 +270,6 @@ fn release(
             }
             lock::wake(mapping, index, entry, Wake::Next);
         }
+        before += run.nr;
     }
 }

@@ -81,7 +81,8 @@ impl<'a> Pages<'a> {
         unsafe { &*bindings::rpmem_pfn_folio(self.pfn).cast() }
     }
 
-    /// [`Folio::is_busy`] of the folio that page number `i` is in; false behind the last page.
+    /// Whether somebody other than page tables has a reference to the folio that page number `i` is
+    /// in; false behind the last page. While nobody can get a new one, false is for good.
     #[inline]
     pub(crate) fn is_held(&self, i: usize) -> bool {
         // SAFETY: By the type's invariant.

@@ -179,9 +179,13 @@ int rpmem_folio_extra_refs(struct folio *folio)
 	return folio_ref_count(folio) - folio_mapcount(folio);
 }
 
+/* Not 0 by chance while a mapping comes (reference first) or goes (reference last). */
 bool rpmem_pfn_is_held(unsigned long pfn)
 {
-	return rpmem_folio_extra_refs(pfn_folio(pfn));
+	struct folio *folio = pfn_folio(pfn);
+	int mapped = folio_mapcount(folio);
+
+	return folio_ref_count(folio) != mapped || folio_mapcount(folio) != mapped;
 }
 
 void rpmem_folio_ref_inc(struct folio *folio)

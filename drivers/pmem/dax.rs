@@ -27,8 +27,8 @@ use kernel::{
 /// What the kernel's DAX core calls.
 pub(super) static DAX_OPS: dax_device::Table<Device> = dax_device::Table::new();
 
-/// As many pages are looked at for bad blocks, 256 GiB: badblocks_check() takes an `int` of sectors, and
-/// does not come back from a negative one.
+/// As many pages are looked at for bad blocks, 256 GiB: badblocks_check() counts sectors with an `int`, and
+/// does not come back from a negative number.
 const MOST_CHECKED: usize = 1 << 26;
 
 /// The sectors of `nr_pages` pages that are on the device.

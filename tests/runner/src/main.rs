@@ -185,6 +185,10 @@ fn start(cli: Cli) -> Result<bool> {
             repeat,
         } => {
             let name = name.unwrap_or_default();
+            ensure!(
+                name.is_empty() || name.split(',').all(|part| !part.is_empty()),
+                "a name is empty in '{name}'"
+            );
             let chosen = select(&env, &name, options, |kernel, test| {
                 kernel == 0 || all || test.has(Tag::Smoke)
             })?;

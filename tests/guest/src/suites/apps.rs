@@ -587,12 +587,12 @@ fn udev(ctx: &Ctx) -> Result<()> {
             "wipefs -q -a {path} && sfdisk -q --delete {path}; wipefs -q -a {path}"
         ))?;
         settle()?;
-        driver.unload()
+        driver.unload()?;
+        settle().map(drop)
     };
     let result = links();
     daemon.kill()?;
     daemon.wait()?;
-    fs::remove_dir_all("/run/udev")?;
     fs::remove_file("/etc/udev/rules.d/60-rpmem.rules")?;
     result
 }
