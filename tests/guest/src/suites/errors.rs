@@ -626,7 +626,7 @@ fn others_keep_c(ctx: &Ctx) -> Result<()> {
             Mapping::shared(&our_file, 0, 64 * PAGE)?,
         );
         let flushes = Flushes::watch()?;
-        let before = Counters::read(ours.disk())?;
+        let before = Counters::of_layer(ours.disk())?;
         for page in 3..6 {
             their_map.write(page * PAGE, &[page as u8; 4096]);
         }
@@ -638,7 +638,7 @@ fn others_keep_c(ctx: &Ctx) -> Result<()> {
             "{fs}: the Rust layer flushed C's pages"
         );
         ensure!(
-            Counters::read(ours.disk())? == before,
+            Counters::of_layer(ours.disk())? == before,
             "{fs}: C's faults are in our counters"
         );
 
