@@ -4,7 +4,8 @@
 //!
 //! Follows `dax_writeback_mapping_range()` of fs/dax.c, but in batches ([`super::run`]) where C
 //! goes entry by entry: lock the entries in one hold of `xa_lock`, write-protect runs of them with
-//! one reverse-map walk, flush, fence once, unlock all in one hold.
+//! one reverse-map walk, flush, fence once, unlock all in one hold. An entry of which somebody holds a
+//! page without a page table (DMA, a pipe) stays dirty.
 
 use super::{
     entry::{
@@ -192,6 +193,7 @@ pub(super) fn write_back(mapping: &AddressSpace, mem: &Pmem<'_>) -> WrittenBack 
 struct Held([u64; MAX_PAGES / 64]);
 
 impl Held {
+    // A batch has no more pages: the remainder spares a check that could panic.
     fn set(&mut self, page: usize) {
         self.0[page / 64 % (MAX_PAGES / 64)] |= 1 << (page % 64);
     }
@@ -258,9 +260,10 @@ fn release(
             );
             let entry = entry.unlocked();
             xa.replace(entry.to_xa());
-            // Nothing can have been stored since the flush: page tables do not allow it, and faults
-            // wait for us. But a device may be about to, and may not tell before a read(2) into the page
-            // is over and an fsync behind it has found nothing (C loses that).
+            // Through page tables nothing can have been stored since the flush: they do not allow it, and
+            // faults wait for us. But who held the page, a device for instance, may have written to it or
+            // be about to, and may tell only when a read(2) into the page is over and an fsync behind it
+            // has found nothing, or never (C loses that).
             let held = held.contains(before + (index - run.index));
             if held {
                 Stats::of(mapping, |s| s.kept_dirty.inc());

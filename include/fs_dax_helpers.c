@@ -179,7 +179,10 @@ int rpmem_folio_extra_refs(struct folio *folio)
 	return folio_ref_count(folio) - folio_mapcount(folio);
 }
 
-/* Not 0 by chance while a mapping comes (reference first) or goes (reference last). */
+/*
+ * Whether page tables do not explain all references. Never missed while a mapping comes, which takes
+ * its reference first, or goes, which gives it back last.
+ */
 bool rpmem_pfn_is_held(unsigned long pfn)
 {
 	struct folio *folio = pfn_folio(pfn);

@@ -76,7 +76,7 @@ impl Regions {
 
 impl Devices {
     /// Makes a disk of each region. One that cannot be made into a disk is reported and left out;
-    /// only if none can is that an error.
+    /// only if none can is that an error: that of the last one, `EBUSY` if it is formatted otherwise.
     pub(crate) fn new(Regions(regions): Regions, debugfs: &debugfs::Dir) -> Result<Self> {
         let mut disks = KVec::with_capacity(regions.len(), GFP_KERNEL)?;
         let mut error = Ok(());

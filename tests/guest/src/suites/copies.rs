@@ -257,14 +257,7 @@ fn no_space(dax: Dax) -> Result<()> {
     a.write_all_at(&data, 0)?;
     let b = dax.mount.create("b")?;
     clone_range(&a, 0, len, &b, 0)?;
-    let filler = dax.mount.create("filler")?;
-    let mut at = 0;
-    for step in [64 * MIB, 8 * MIB, MIB, 16 * PAGE, PAGE] {
-        while fallocate(&filler, 0, at, step).is_ok() {
-            at += step;
-        }
-    }
-    filler.sync_all()?;
+    let filler = dax.fill("filler")?;
     let map = Mapping::pages_only(&b, 0, len)?;
     let mut model = Model(data.clone());
     let one = File::options()

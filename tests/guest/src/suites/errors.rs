@@ -370,14 +370,7 @@ fn no_space(dax: Dax) -> Result<()> {
     let len = 64 * MIB;
     file.set_len(len)?;
     let map = Mapping::pages_only(&file, 0, len)?;
-    let filler = dax.mount.create("filler")?;
-    let mut at = 0;
-    for step in [64 * MIB, 8 * MIB, MIB, 16 * PAGE, PAGE] {
-        while fallocate(&filler, 0, at, step).is_ok() {
-            at += step;
-        }
-    }
-    filler.sync_all()?;
+    let filler = dax.fill("filler")?;
     // File systems keep some blocks back; stores take them one after the other.
     let stored = |page: u64| -> Result<bool> {
         let end = child(|| {

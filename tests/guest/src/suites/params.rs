@@ -249,7 +249,8 @@ fn one_held_by_nd_pmem(ctx: &Ctx) -> Result<()> {
     Ok(())
 }
 
-/// A range that nd_pmem has formatted otherwise than as a plain disk is left alone.
+/// A range that nd_pmem has formatted otherwise than as a plain disk is left alone; the others are not.
+/// Named by parameters it is EBUSY.
 fn other_format(_ctx: &Ctx) -> Result<()> {
     let (start, size) = ranges()?[0];
     let memory = File::options().write(true).open("/dev/mem")?;
