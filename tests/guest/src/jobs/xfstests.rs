@@ -63,6 +63,8 @@ pub fn run(ctx: &Ctx, section: &str, limit_s: u64, tests: &[&str]) -> Result<()>
         .env("LOGWRITES_DEV", "/dev/ram0")
         .env("RESULT_BASE", RESULTS)
         .env("DIFF_LENGTH", "30")
+        // The group soak, which would not end within the limit of a test without KVM.
+        .env("SOAK_DURATION", "120")
         .env("TERM", "dumb")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
