@@ -237,8 +237,7 @@ pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize
     let Found::Unlocked(entry) = next_unlocked(&mut xa, mapping, 0) else {
         return false;
     };
-    let is_dirty = |xa: &XaLocked<'_, '_>| xa.is_marked(Mark::Dirty) || xa.is_marked(Mark::ToWrite);
-    if is_dirty(&xa) {
+    if xa.is_marked(Mark::Dirty) {
         pass_on(mapping, xa.index(), entry);
         return false;
     }
@@ -252,7 +251,7 @@ pub(super) fn invalidate_mapping_entry_sync(mapping: &AddressSpace, index: usize
             owner::busy_folio(mapping, entry).is_some()
         });
         xa.walk_to(first);
-        if busy || is_dirty(&xa) {
+        if busy || xa.is_marked(Mark::Dirty) {
             xa.replace(entry.to_xa());
             wake(mapping, first, entry, Wake::Next);
             return false;

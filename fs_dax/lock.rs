@@ -14,11 +14,10 @@
 //! - `DIRTY` (`PAGECACHE_TAG_DIRTY`) is set before a page table allows stores to a page, and cleared
 //!   only by who has the entry locked, after page tables do not allow stores any more and the page
 //!   is durable. So as long as there may be data that is not durable, there is the mark.
-//! - A device that writes to a page it has pinned cannot wait for a locked entry
-//!   ([`super::unmap`] runs under spinlocks). It sets `DIRTY`, and if the entry is locked also
-//!   `TOWRITE`: who has it locked then does not clear `DIRTY`. Locking for write-back clears
-//!   `TOWRITE`. C's use of that mark, a list of what one fsync has to do, is not needed here: a range
-//!   is walked once, in ascending order.
+//! - A device that writes to a page it has pinned waits for nobody. So write-back asks who holds a page
+//!   once page tables do not allow stores, and leaves `DIRTY` if somebody does.
+//! - `TOWRITE`, which is for C a list of what one fsync has to do, is not used: a range is walked once,
+//!   in ascending order.
 //! - An entry that is not real is dirty only while a write fault has it locked.
 //!
 //! # Lock order
@@ -325,25 +324,11 @@ impl Drop for LockedEntry<'_> {
         );
         xa.replace(self.entry.to_xa());
         if self.undo_dirty {
-            if !self.entry.is_real() {
-                // What a device wrote to is not the file's any more.
-                xa.clear_mark(Mark::ToWrite);
-            }
-            unmark_dirty(&mut xa);
+            xa.clear_mark(Mark::Dirty);
         }
         drop(xa);
         wake(self.mapping, self.index, self.entry, Wake::Next);
     }
-}
-
-/// Clears the dirty mark of the entry at the cursor, which the caller has locked, unless a device
-/// has written to the page since it was locked.
-#[inline]
-pub(super) fn unmark_dirty(xa: &mut XaLocked<'_, '_>) {
-    if xa.is_marked(Mark::ToWrite) {
-        return;
-    }
-    xa.clear_mark(Mark::Dirty);
 }
 
 /// Takes a zero or empty PMD entry, which the cursor for `index` is at, apart so that there can be

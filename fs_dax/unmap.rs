@@ -13,9 +13,9 @@
 //!   would be a fence as well: a kernel on one CPU has none.)
 //!   Not those of a folio of many pages that is locked: it is for DMA, or somebody has a device write to
 //!   another page of it at that moment.
-//! - The entry is marked dirty if it is not, and stays so if it is just being flushed. After a removed
-//!   mapping it is dirty already, and after DMA as well, as an fsync leaves pages dirty that somebody
-//!   holds, whether they tell or not. C loses what a device writes after an fsync has cleaned the page.
+//! - The entry is dirty already and stays so: what allowed the stores has marked it, and an fsync leaves
+//!   pages dirty that somebody holds, a device or who has just unmapped them, whether they tell or not
+//!   ([`super::writeback`]). C loses what a device writes after an fsync has cleaned the page.
 //!
 //! The folio's own dirty flag is not set here, so that the core, which looks at it first at unpin, tells
 //! us of every page. (KVM sets it without asking anybody: after that the core is silent about guests'
@@ -32,11 +32,7 @@ use crate::{
         folio::Folio,
         inode::AddressSpace,
         module_param,
-        trace,
-        xarray::{
-            Mark,
-            XaState, //
-        }, //
+        trace, //
     },
 };
 
@@ -60,34 +56,7 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
             }
         }
     }
-    let tagged = mark_dirty(mapping, index, entry);
     Stats::of(mapping, |s| s.count_unmap(nr, flush));
-    trace::unmap(mapping.host(), index, nr, flush, tagged);
-    tagged
-}
-
-/// Marks the entry at `index` dirty if it is, locked or not, `entry`. Whether it was not.
-fn mark_dirty(mapping: &AddressSpace, index: usize, entry: Entry) -> bool {
-    let mut xas = XaState::new(mapping.i_pages(), index, 0);
-    let mut xa = xas.lock_irqsave();
-    let found = match Entry::from_xa(xa.load()) {
-        Some(found) if found.unlocked() == entry => found,
-        // The page has been taken from the file.
-        _ => return false,
-    };
-    let tagged = !xa.is_marked(Mark::Dirty);
-    if tagged {
-        xa.set_mark(Mark::Dirty);
-    }
-    let locked = found.is_locked();
-    if locked {
-        // Who has it locked may have flushed it already: he must not clear the mark.
-        xa.set_mark(Mark::ToWrite);
-    }
-    drop(xa);
-    // A mark that is there already may be the provisional one of a fault.
-    if tagged || locked {
-        mapping.host().mark_dirty_pages();
-    }
-    tagged
+    trace::unmap(mapping.host(), index, nr, flush);
+    false
 }

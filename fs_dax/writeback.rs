@@ -15,7 +15,6 @@ use super::{
     lock::{
         self,
         pass_on,
-        unmark_dirty,
         wait_unlocked,
         Wake, //
     },
@@ -159,8 +158,6 @@ fn collect(
             break;
         }
         xa.replace(entry.locked().to_xa());
-        // From here on it tells of devices that write to the page.
-        xa.clear_mark(Mark::ToWrite);
         if batch.is_full() {
             break;
         }
@@ -269,7 +266,7 @@ fn release(
                 Stats::of(mapping, |s| s.kept_dirty.inc());
             }
             if durable.is_some() && !held {
-                unmark_dirty(xa);
+                xa.clear_mark(Mark::Dirty);
             }
             lock::wake(mapping, index, entry, Wake::Next);
         }

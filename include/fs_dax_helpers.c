@@ -63,19 +63,6 @@ void rpmem_xa_unlock_irq(struct xarray *xa)
 	xa_unlock_irq(xa);
 }
 
-unsigned long rpmem_xa_lock_irqsave(struct xarray *xa)
-{
-	unsigned long flags;
-
-	xa_lock_irqsave(xa, flags);
-	return flags;
-}
-
-void rpmem_xa_unlock_irqrestore(struct xarray *xa, unsigned long flags)
-{
-	xa_unlock_irqrestore(xa, flags);
-}
-
 bool rpmem_xas_nomem(struct xa_state *xas, struct address_space *mapping)
 {
 	return xas_nomem(xas, mapping_gfp_mask(mapping) & ~__GFP_HIGHMEM);
@@ -469,9 +456,9 @@ void rpmem_trace_writeback_done(struct inode *inode, unsigned long pages, int er
 }
 
 void rpmem_trace_unmap(struct inode *inode, unsigned long index, unsigned long nr,
-		       unsigned int flags)
+		       bool flushed)
 {
-	trace_rpmem_unmap(inode, index, nr, flags);
+	trace_rpmem_unmap(inode, index, nr, flushed);
 }
 
 void rpmem_trace_wait(struct inode *inode, unsigned long index)

@@ -22,8 +22,6 @@ unsigned int rpmem_cpu_cache_line(void);
 /* linux/xarray.h */
 void rpmem_xa_lock_irq(struct xarray *xa);
 void rpmem_xa_unlock_irq(struct xarray *xa);
-unsigned long rpmem_xa_lock_irqsave(struct xarray *xa);
-void rpmem_xa_unlock_irqrestore(struct xarray *xa, unsigned long flags);
 bool rpmem_xas_nomem(struct xa_state *xas, struct address_space *mapping);
 
 /* linux/fs.h, linux/pagemap.h */
@@ -103,7 +101,7 @@ void rpmem_trace_run(struct inode *inode, unsigned long index, unsigned long pfn
 		     unsigned long nr);
 void rpmem_trace_writeback_done(struct inode *inode, unsigned long pages, int err);
 void rpmem_trace_unmap(struct inode *inode, unsigned long index, unsigned long nr,
-		       unsigned int flags);
+		       bool flushed);
 void rpmem_trace_wait(struct inode *inode, unsigned long index);
 void rpmem_trace_busy(struct inode *inode, unsigned long index);
 void rpmem_trace_delete(struct inode *inode, unsigned long first, unsigned long last,

@@ -163,7 +163,7 @@ pub(crate) trait Operations: Sized + 'static {
 
     /// `noop_dirty_folio()`, called by `folio_mark_dirty()`: a dirty mapping of the folio was
     /// removed, or a device has written to it. Page table or folio lock held: must not sleep.
-    /// Whether the folio was clean.
+    /// Whether it has become dirty by this.
     fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool;
 }
 

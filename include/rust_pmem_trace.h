@@ -143,23 +143,22 @@ TRACE_EVENT(rpmem_writeback_done,
 /* A dirty mapping of a folio went away, or a device has written to it. */
 TRACE_EVENT(rpmem_unmap,
 	TP_PROTO(struct inode *inode, unsigned long index, unsigned long nr,
-		 unsigned int flags),
-	TP_ARGS(inode, index, nr, flags),
+		 bool flushed),
+	TP_ARGS(inode, index, nr, flushed),
 	TP_STRUCT__entry(
 		RPMEM_INODE_ENTRY
 		__field(unsigned long, index)
 		__field(unsigned long, nr)
-		__field(unsigned int, flags)
+		__field(bool, flushed)
 	),
 	TP_fast_assign(
 		RPMEM_INODE_ASSIGN;
 		__entry->index = index;
 		__entry->nr = nr;
-		__entry->flags = flags;
+		__entry->flushed = flushed;
 	),
-	TP_printk(RPMEM_INODE_FMT "index %#lx pages %lu %s", RPMEM_INODE_ARGS,
-		__entry->index, __entry->nr,
-		__print_flags(__entry->flags, "|", { 1, "flushed" }, { 2, "tagged" }))
+	TP_printk(RPMEM_INODE_FMT "index %#lx pages %lu%s", RPMEM_INODE_ARGS,
+		__entry->index, __entry->nr, __entry->flushed ? " flushed" : "")
 );
 
 /* Somebody waits for a locked entry. */

@@ -55,10 +55,9 @@ pub(crate) fn writeback_done(inode: &Inode, pages: usize, result: &Result) {
 
 /// A dirty mapping went away, or a device has written.
 #[inline]
-pub(crate) fn unmap(inode: &Inode, index: usize, nr: usize, flushed: bool, tagged: bool) {
-    let flags = u32::from(flushed) | u32::from(tagged) << 1;
+pub(crate) fn unmap(inode: &Inode, index: usize, nr: usize, flushed: bool) {
     // SAFETY: The inode is valid.
-    unsafe { bindings::rpmem_trace_unmap(inode.as_raw(), index, nr, flags) };
+    unsafe { bindings::rpmem_trace_unmap(inode.as_raw(), index, nr, flushed) };
 }
 
 /// Somebody waits for a locked entry.

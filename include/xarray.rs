@@ -37,8 +37,6 @@ pub(crate) struct XArray(Opaque<bindings::xarray>);
 pub(crate) enum Mark {
     /// `PAGECACHE_TAG_DIRTY`.
     Dirty = 0,
-    /// `PAGECACHE_TAG_TOWRITE`.
-    ToWrite = 2,
 }
 
 /// `XAS_RESTART`: the cursor is not at a node.
@@ -102,22 +100,7 @@ impl<'a> XaState<'a> {
         // SAFETY: The array is valid.
         unsafe { bindings::rpmem_xa_lock_irq(self.raw.xa) };
         // INVARIANT: It is locked.
-        XaLocked {
-            xas: self,
-            flags: None,
-        }
-    }
-
-    /// Locks the array from wherever interrupts may be off already.
-    #[inline]
-    pub(crate) fn lock_irqsave(&mut self) -> XaLocked<'_, 'a> {
-        // SAFETY: The array is valid.
-        let flags = unsafe { bindings::rpmem_xa_lock_irqsave(self.raw.xa) };
-        // INVARIANT: It is locked.
-        XaLocked {
-            xas: self,
-            flags: Some(flags),
-        }
+        XaLocked { xas: self }
     }
 
     /// C's `xas_nomem()`: if a store has failed for want of memory, allocates it and returns true:
@@ -155,12 +138,10 @@ impl Drop for XaState<'_> {
 ///
 /// # Invariants
 ///
-/// The array is locked with interrupts off by this thread; if `flags` is set, these are the flags
-/// to restore.
+/// The array is locked, and interrupts are off, by this thread.
 #[must_use = "the array is unlocked when this is dropped"]
 pub(crate) struct XaLocked<'x, 'a> {
     xas: &'x mut XaState<'a>,
-    flags: Option<usize>,
 }
 
 impl XaLocked<'_, '_> {
@@ -435,15 +416,8 @@ impl XaLocked<'_, '_> {
         self.reset_node();
         self.unlock_raw();
         let ret = f();
-        // INVARIANT: Locked again.
-        match &mut self.flags {
-            // SAFETY: The array is valid.
-            None => unsafe { bindings::rpmem_xa_lock_irq(self.xas.raw.xa) },
-            Some(flags) => {
-                // SAFETY: The array is valid.
-                *flags = unsafe { bindings::rpmem_xa_lock_irqsave(self.xas.raw.xa) };
-            }
-        }
+        // SAFETY: The array is valid. INVARIANT: Locked again.
+        unsafe { bindings::rpmem_xa_lock_irq(self.xas.raw.xa) };
         ret
     }
 
@@ -478,12 +452,7 @@ impl XaLocked<'_, '_> {
     #[inline]
     fn unlock_raw(&self) {
         // SAFETY: By the type's invariant this thread has the lock.
-        unsafe {
-            match self.flags {
-                None => bindings::rpmem_xa_unlock_irq(self.xas.raw.xa),
-                Some(flags) => bindings::rpmem_xa_unlock_irqrestore(self.xas.raw.xa, flags),
-            }
-        }
+        unsafe { bindings::rpmem_xa_unlock_irq(self.xas.raw.xa) };
     }
 }
 
