@@ -27,6 +27,8 @@ self=$(basename "$0")
 repo=$(cd "$(dirname "$0")/.." && pwd)
 # Services of an init system may have none.
 export HOME=${HOME:-~}
+# Debian gives these to root only, and not with a plain su.
+export PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/rust-pmem
 suite=trixie
 need_gib=6
@@ -104,8 +106,9 @@ host_apt_options() {
 mirror() {
 	[ -z "${MIRROR:-}" ] || { echo "$MIRROR"; return; }
 	local m
-	m=$(apt-get indextargets --format '$(ORIGIN) $(SITE) $(RELEASE)' 2>/dev/null |
-		awk '$1 == "Debian" && $2 !~ /security/ && $3 !~ /-/ && !n++ { print $2 }')
+	# Not backports, whose origin is "Debian Backports", nor a disc.
+	m=$(apt-get indextargets --format '$(ORIGIN)|$(SITE)|$(RELEASE)' 2>/dev/null |
+		awk -F'|' '$1 == "Debian" && $2 ~ /^(https?:|mirror\+file:)/ && $2 !~ /security/ && $3 !~ /-/ && !n++ { print $2 }')
 	case $m in
 	# A file of mirrors, as Debian's cloud images have it; it is not there in the root.
 	mirror+file:*) sed -n '/^https\?:/{s/[[:space:]].*//;p;q}' "${m#mirror+file:}" ;;
@@ -146,7 +149,8 @@ ns() {
 
 install_mmdebstrap() {
 	[ "$(id -u)" = 0 ] || die "mmdebstrap is missing: run 'apt-get install mmdebstrap uidmap' as root once, or run this as root"
-	apt-get update && apt-get install -y --no-install-recommends mmdebstrap
+	# A machine that has just started may be upgrading itself.
+	apt-get update && apt-get -o DPkg::Lock::Timeout=300 install -y --no-install-recommends mmdebstrap
 }
 
 check_host() {
@@ -215,7 +219,7 @@ in_root() {
 		root=$1 repo=$2 cache=$3
 		shift 3
 		for d in proc sys dev; do mount --rbind "/$d" "$root/$d"; done
-		mount --bind /tmp "$root/tmp"
+		mount --rbind /tmp "$root/tmp"
 		mount --bind "$repo" "$root/src"
 		mount --bind "$cache" "$root/cache"
 		if [ -n "${XFSTESTS_DIR:-}" ]; then
@@ -252,6 +256,11 @@ in_root() {
 
 # ---- kernels ----------------------------------------------------------------
 
+refresh_index() {
+	mkdir -p "$cache/logs"
+	with_lock root in_root apt-get -q update >"$cache/logs/update.log" 2>&1
+}
+
 # In the root: every amd64 kernel of 7.2 or later in the package index, oldest first.
 list_kernels() {
 	in_root apt-cache pkgnames linux-headers- |
@@ -264,11 +273,17 @@ default_kernel() {
 		sed -n 's/.*Depends: linux-image-\([0-9].*-amd64\)$/\1/p' | head -n 1
 }
 
-# resolve WORD: default, newest, other (the newest of another line than the default's, 7.2
-# beside 7.3; the default if there is none), or (the beginning of) a version -> VERSION
-resolve() {
+# Versions of which there is a directory in the cache.
+cached_kernels() {
+	local d
+	for d in "$cache"/kernels/*-????????????; do
+		[ ! -d "$d" ] || { d=${d##*/}; echo "${d%-*}"; }
+	done
+}
+
+find_kernel() { # WORD, as for resolve
 	local v
-	case ${1:-default} in
+	case $1 in
 	default) v=$(default_kernel) ;;
 	newest) v=$(list_kernels | tail -n 1) ;;
 	other)
@@ -278,9 +293,23 @@ resolve() {
 			$1 != line[1] || $2 != line[2] { last = $0 }
 			END { print last }')
 		;;
-	*) v=$(list_kernels | awk -v w="$1" '$0 == w || index($0, w "+") == 1 || index($0, w ".") == 1 || $0 == w "-amd64"' | tail -n 1) ;;
+	*) v=$({ list_kernels; cached_kernels; } | sort -V |
+		awk -v w="$1" '$0 == w || index($0, w "+") == 1 || index($0, w ".") == 1 || $0 == w "-amd64"' | tail -n 1) ;;
 	esac
-	[ -n "$v" ] || die "no kernel '$1' in $suite-backports (7.2 or later); 'make kernels' lists what there is"
+	echo "$v"
+}
+
+# resolve WORD: default, newest, other (the newest of another line than the default's, 7.2
+# beside 7.3; the default if there is none), or (the beginning of) a version -> VERSION
+resolve() {
+	local v
+	v=$(find_kernel "${1:-default}")
+	if [ -z "$v" ]; then
+		say "no kernel '$1' in the package index of $suite-backports; reading it again …"
+		refresh_index || say "it could not be read (see $cache/logs/update.log)"
+		v=$(find_kernel "$1")
+	fi
+	[ -n "$v" ] || die "no kernel '$1' of the flavour amd64 in $suite-backports (7.2 or later); 'make kernels' lists what there is"
 	echo "$v"
 }
 
@@ -349,9 +378,13 @@ make CC=gcc-14 HOSTCC=gcc -j"$(nproc)" prepare modules_prepare
 '
 
 kernel_dir() { # VERSION -> its directory below the cache
-	local pk
-	# What was resolved once needs no package index again.
+	local pk have
 	pk=$(kernel_packages "$1")
+	if [[ $'\n'$pk != *$'\n'"linux-headers-$1="[0-9]* ]]; then
+		# The archive has newer ones only: what is here is whole.
+		have=$(cd "$cache" && ls -dt "kernels/$1"-???????????? 2>/dev/null | head -n 1)
+		[ -z "$have" ] || { echo "$have"; return; }
+	fi
 	echo "kernels/$1-$(echo "$suite ${toolchain[*]} $pk $kernel_script" | sha256sum | cut -c1-12)"
 }
 
@@ -383,7 +416,7 @@ kernel() {
 
 kernels() {
 	local d v dir note
-	with_lock root in_root apt-get -q update >"$cache/logs/update.log" 2>&1 || say "the package index could not be refreshed; this is the cached one"
+	refresh_index || say "the package index could not be refreshed; this is the cached one"
 	d=$(default_kernel)
 	while read -r v; do
 		note=

@@ -48,6 +48,9 @@ t0=$SECONDS
 	set -e
 	mkdir -p build
 	[ -d $1 ] || exit 0
+	exec 9>build/.target.lock
+	flock 9
+	[ ! -d build/target ] || exit 0
 	rm -rf build/target.tmp
 	cp -a $1 build/target.tmp
 	mv -T build/target.tmp build/target
