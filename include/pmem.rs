@@ -62,23 +62,6 @@ impl Pmem<'_> {
         }
     }
 
-    /// The first `N` bytes. `EINVAL` if there are less, `EIO` if they are bad.
-    pub(crate) fn first<const N: usize>(&self) -> Result<[u8; N]> {
-        if self.len < N {
-            return Err(EINVAL);
-        }
-        let mut bytes = [0; N];
-        // SAFETY: Both have `N` bytes; machine checks are handled by the function.
-        let left = unsafe {
-            bindings::copy_mc_to_kernel(bytes.as_mut_ptr().cast(), self.addr as *const _, N as u32)
-        };
-        if left == 0 {
-            Ok(bytes)
-        } else {
-            Err(EIO)
-        }
-    }
-
     /// Fills all bytes with zeroes, in the cache.
     #[inline]
     pub(crate) fn fill_zero(&self) {

@@ -93,17 +93,6 @@ impl Device {
         sb.disk_data::<Self>()
     }
 
-    /// What the kernel's driver would take the range for, if not for a plain disk: the formats that C's
-    /// nd_pmem_probe() looks for. Bad memory there is for whoever reads the disk to meet.
-    pub(super) fn format(&self) -> Option<&'static str> {
-        match &self.pmem(4096, 16).ok()?.first::<16>().ok()? {
-            b"NVDIMM_PFN_INFO\0" => Some("namespace of mode fsdax"),
-            b"NVDIMM_DAX_INFO\0" => Some("namespace of mode devdax"),
-            b"BTT_ARENA_INFO\0\0" => Some("namespace of mode sector"),
-            _ => None,
-        }
-    }
-
     /// Whether dirty CPU cache lines must be written back for data to be durable
     /// (`dax/write_cache`); `true` until the device says otherwise. May change at any time.
     #[inline]

@@ -44,28 +44,57 @@ pub(super) fn reserve() -> Result<KVec<MemRegion>> {
     let mut busy = false;
     for range in &candidates {
         let name = CString::try_from_fmt(fmt!("rpmem{}", regions.len()))?;
-        match MemRegion::request(range.start, range.len, name) {
-            Ok(region) => regions.push(region, GFP_KERNEL)?,
-            Err(_) => {
-                busy = true;
-                pr_warn!(
-                    "[mem {:#x}-{:#x}] is in use, most likely by nd_pmem: boot with modprobe.blacklist=nd_e820, or write its namespace to /sys/bus/nd/drivers/nd_pmem/unbind\n",
-                    range.start,
-                    range.last(),
-                );
-            }
+        let Ok(region) = MemRegion::request(range.start, range.len, name) else {
+            busy = true;
+            pr_warn!(
+                "[mem {:#x}-{:#x}] is in use, most likely by nd_pmem: boot with modprobe.blacklist=nd_e820, or write its namespace to /sys/bus/nd/drivers/nd_pmem/unbind\n",
+                range.start,
+                range.last(),
+            );
+            continue;
+        };
+        if let Some(mode) = format(*range) {
+            busy = true;
+            pr_warn!(
+                "[mem {:#x}-{:#x}] left to nd_pmem: it has a namespace of mode {}, whose data would be lost; have ndctl make a raw one of it\n",
+                range.start,
+                range.last(),
+                mode,
+            );
+            continue;
         }
+        regions.push(region, GFP_KERNEL)?;
     }
     if !regions.is_empty() {
         return Ok(regions);
     }
     if busy {
-        pr_err!("all persistent memory is in use by others\n");
+        pr_err!("all persistent memory is in use by others, or theirs by its format\n");
         Err(EBUSY)
     } else {
         pr_err!("no usable persistent memory: boot with memmap=nn!ss, or give phys_addr= and size= of memory reserved with memmap=nn$ss\n");
         Err(ENODEV)
     }
+}
+
+/// The mode of the namespace that C's nd_pmem_probe() would find in a range that is reserved for us. It looks
+/// behind the start of what the firmware has, which may lie before an aligned start. Bad memory there is for whoever
+/// reads the disk to meet.
+fn format(range: PhysRange) -> Option<&'static str> {
+    let mut found = range.start;
+    resource::for_each_legacy_pmem(|start, len| {
+        if (start..=start + (len - 1)).contains(&range.start) {
+            found = start;
+        }
+    });
+    [found, range.start]
+        .into_iter()
+        .find_map(|start| match &resource::peek::<16>(start + 4096)? {
+            b"NVDIMM_PFN_INFO\0" => Some("fsdax"),
+            b"NVDIMM_DAX_INFO\0" => Some("devdax"),
+            b"BTT_ARENA_INFO\0\0" => Some("sector"),
+            _ => None,
+        })
 }
 
 /// Whether the range that the parameters name may be touched at all.

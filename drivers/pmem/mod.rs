@@ -68,7 +68,7 @@ pub(crate) struct Regions(KVec<MemRegion>);
 
 impl Regions {
     /// Finds memory and reserves it. Every reason not to is reported: `EINVAL` for bad parameters,
-    /// `EBUSY` if all memory there is is in use, `ENODEV` if there is none.
+    /// `EBUSY` if all memory there is is in use or formatted for nd_pmem, `ENODEV` if there is none.
     pub(crate) fn reserve() -> Result<Self> {
         discover::reserve().map(Self)
     }
@@ -76,7 +76,7 @@ impl Regions {
 
 impl Devices {
     /// Makes a disk of each region. One that cannot be made into a disk is reported and left out;
-    /// only if none can is that an error: that of the last one, `EBUSY` if it is formatted otherwise.
+    /// only if none can is that an error: that of the last one.
     pub(crate) fn new(Regions(regions): Regions, debugfs: &debugfs::Dir) -> Result<Self> {
         let mut disks = KVec::with_capacity(regions.len(), GFP_KERNEL)?;
         let mut error = Ok(());
@@ -114,14 +114,6 @@ impl Disk {
     fn new(index: u32, region: MemRegion, debugfs: &debugfs::Dir) -> Result<Self> {
         let node = resource::node_of(region.start());
         let device = Pagemap::new(region, node, State::new(index))?;
-        if let Some(format) = device.format() {
-            pr_err!(
-                "rpmem{index}: [mem {:#x}-{:#x}] has a {format} of nd_pmem's at 4 KiB: its data would be lost. Use it with nd_pmem, or have ndctl make a raw namespace of it\n",
-                device.phys(),
-                device.phys() + (device.len() - 1)
-            );
-            return Err(EBUSY);
-        }
 
         // What can fail comes before the disk is added, what cannot comes after.
         let name = CString::try_from_fmt(fmt!("rpmem{index}"))?;

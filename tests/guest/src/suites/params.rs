@@ -13,7 +13,7 @@ use proto::{Machine, RangeKind, Tag, MIB, PMEM_BASE};
 
 use crate::fixture::driver::{insmod, iomem, ranges, rmmod, Driver, FILE, UNLOAD_C};
 use crate::fixture::io::{read_at, same, write_at};
-use crate::fixture::{pattern, sh, KernelLog, MODULE};
+use crate::fixture::{pattern, sh, KernelLog, Mapping, MODULE, PAGE};
 use crate::test::{Ctx, Skip, Suite};
 
 pub fn suite(s: &mut Suite) {
@@ -52,6 +52,9 @@ pub fn suite(s: &mut Suite) {
                 .range(PMEM_BASE + MIB, 64 * MIB, RangeKind::Legacy)
                 .range(PMEM_BASE + 129 * MIB, 2 * MIB, RangeKind::Legacy),
         );
+    s.test("other_format_before_aligned", other_format_before_aligned)
+        .tag(Tag::RustOnly)
+        .machine(Machine::bare().range(PMEM_BASE + MIB, 64 * MIB, RangeKind::Legacy));
     s.test("only_unusable_ranges", only_unusable_ranges)
         .tag(Tag::RustOnly)
         .machine(Machine::bare().range(PMEM_BASE + MIB, 2 * MIB, RangeKind::Legacy));
@@ -252,7 +255,7 @@ fn one_held_by_nd_pmem(ctx: &Ctx) -> Result<()> {
 /// A range that nd_pmem has formatted otherwise than as a plain disk is left alone; the others are not.
 /// Named by parameters it is EBUSY.
 fn other_format(_ctx: &Ctx) -> Result<()> {
-    let (start, size) = ranges()?[0];
+    let (start, _) = ranges()?[0];
     let memory = File::options().write(true).open("/dev/mem")?;
     let put = |bytes: &[u8]| memory.write_all_at(bytes, start + 4096).context("/dev/mem");
     let result = [
@@ -269,15 +272,36 @@ fn other_format(_ctx: &Ctx) -> Result<()> {
         let disks = [0, 1].map(|n| Path::new(&format!("/dev/rpmem{n}")).exists());
         rmmod()?;
         ensure!(lines.len() == 1, "{} lines say '{text}'", lines.len());
-        ensure!(disks == [false, true], "disks: {disks:?}");
+        ensure!(disks == [true, false], "disks: {disks:?}");
         Ok(())
     });
-    let params = [format!("phys_addr={start}"), format!("size={size}")];
-    let alone = insmod(&[&params[0], &params[1]]);
+    // By name as well, in whole or in part.
+    let named = |start| [format!("phys_addr={start}"), format!("size={}", 64 * MIB)];
+    let alone = [start, start + 64 * MIB].map(|start| {
+        let [start, size] = named(start);
+        refused(&[&start, &size], Errno::EBUSY, "by its format")
+    });
     put(&[0; 16])?;
     result?;
-    ensure!(alone == Err(Errno::EBUSY), "by name: {alone:?}");
-    insmod(&[&params[0], &params[1]])?;
+    for alone in alone {
+        alone?;
+    }
+    let [start, size] = named(start);
+    insmod(&[&start, &size])?;
+    rmmod()?;
+    Ok(())
+}
+
+/// The namespace begins where the range does, 1 MiB before the first aligned address.
+fn other_format_before_aligned(_ctx: &Ctx) -> Result<()> {
+    let memory = File::options().read(true).write(true).open("/dev/mem")?;
+    // write(2) goes as far as System RAM does.
+    let memory = Mapping::shared(&memory, PMEM_BASE + MIB, 2 * PAGE)?;
+    memory.write(PAGE, b"BTT_ARENA_INFO\0\0");
+    let result = refused(&[], Errno::EBUSY, "by its format");
+    memory.write(PAGE, &[0; 16]);
+    result?;
+    insmod(&[])?;
     rmmod()?;
     Ok(())
 }
