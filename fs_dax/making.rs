@@ -84,10 +84,7 @@ impl Counts {
     }
 
     fn slot(&self, mapping: &AddressSpace) -> &Atomic<i64> {
-        // Mappings are parts of inodes, several hundred bytes each, a power of two from each other or
-        // not: the upper bits of a product (Knuth's multiplicative hash) depend on all of them.
-        let id = (mapping.i_pages().id() >> 6) as u64;
-        &self.0[(id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize % SLOTS]
+        &self.0[mapping.hash() % SLOTS]
     }
 
     fn begin(&'static self, mapping: &AddressSpace) -> Making {

@@ -125,6 +125,8 @@ counters! {
     kept_dirty,
     /// Waits for a locked entry.
     waits,
+    /// Waits for others who were taking dirty mappings away.
+    zap_waits,
     /// Pages in use by a device that layout breaking met.
     busy_pages,
 }

@@ -17,6 +17,12 @@
 //!   pages dirty that somebody holds, a device or who has just unmapped them, whether they tell or not
 //!   ([`super::writeback`]). C loses what a device writes after an fsync has cleaned the page.
 //!
+//! MADV_DONTNEED of whole page tables takes a table away before other CPUs' TLBs have been flushed, in
+//! which there are still entries that allow stores; meanwhile nobody who looks for mappings finds any.
+//! Who relies on that nothing is mapped writable any more, write-back and truncation, therefore waits for
+//! whoever is unmapping something dirty of the file ([`wait_for_zaps`]). C loses what is stored then, or
+//! has it go to blocks that are another file's.
+//!
 //! The folio's own dirty flag is not set here, so that the core, which looks at it first at unpin, tells
 //! us of every page. (KVM sets it without asking anybody: after that the core is silent about guests'
 //! memory until the file loses the page. Nothing rests on it.)
@@ -32,15 +38,54 @@ use crate::{
         folio::Folio,
         inode::AddressSpace,
         module_param,
+        task,
         trace, //
     },
 };
+use kernel::sync::atomic::{
+    Acquire,
+    Atomic,
+    Full,
+    Relaxed, //
+};
+
+const SLOTS: usize = 64;
+
+/// Dirty mappings taken away, of the mappings of files that share a slot.
+struct Zaps {
+    /// So many times.
+    begun: Atomic<u64>,
+    /// So many of them are over for sure.
+    over: Atomic<u64>,
+}
+
+static ZAPS: [Zaps; SLOTS] = [const {
+    Zaps {
+        begun: Atomic::new(0),
+        over: Atomic::new(0),
+    }
+}; SLOTS];
+
+/// After this no CPU can store to a page through a mapping that was being taken away, and that who has
+/// looked for mappings before the call has not found. Context: may sleep.
+pub(super) fn wait_for_zaps(mapping: &AddressSpace) {
+    let zaps = &ZAPS[mapping.hash() % SLOTS];
+    let begun = zaps.begun.load(Acquire);
+    if zaps.over.load(Relaxed) != begun {
+        // The page table is locked, and so is RCU, until the TLBs have been flushed.
+        task::synchronize_rcu_expedited();
+        zaps.over.store(begun, Relaxed);
+        Stats::of(mapping, |s| s.zap_waits.inc());
+    }
+}
 
 /// See [`crate::include::fs_dax_ops::Operations::dirty_folio`].
 pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
     if !mapping.is_dax() {
         return folio.set_dirty();
     }
+    // Before the table that has the mapping is taken away.
+    ZAPS[mapping.hash() % SLOTS].begun.fetch_add(1, Full);
     let index = folio.index();
     let nr = 1 << folio.order();
     let entry = Entry::new(folio.pfn(), folio.order(), super::entry::Kind::Real);

@@ -23,7 +23,8 @@ use super::{
         Batch,
         MAX_PAGES, //
     },
-    stats::Stats, //
+    stats::Stats,
+    unmap::wait_for_zaps, //
 };
 use crate::{
     arch::{
@@ -212,6 +213,7 @@ fn make_durable(mapping: &AddressSpace, batch: &Batch, held: &mut Held) -> Resul
         for span in batch.spans() {
             mapping.wrprotect(span.index, span.pfn, span.nr);
         }
+        wait_for_zaps(mapping);
     }
     let mut written = WrittenBack::nothing();
     let mut flushed = false;

@@ -135,6 +135,15 @@ impl AddressSpace {
         unsafe { XArray::from_raw(&raw mut (*self.0.get()).i_pages) }
     }
 
+    /// A number for tables that several mappings may share a slot of.
+    #[inline]
+    pub(crate) fn hash(&self) -> usize {
+        // Mappings are parts of inodes, several hundred bytes each, a power of two from each other or
+        // not: the upper bits of a product (Knuth's multiplicative hash) depend on all of them.
+        let id = (self.i_pages().id() >> 6) as u64;
+        (id.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as usize
+    }
+
     /// Whether nothing is in the page cache.
     #[inline]
     pub(crate) fn is_empty(&self) -> bool {

@@ -14,6 +14,13 @@ pub(crate) fn cond_resched() {
     unsafe { bindings::rpmem_cond_resched() };
 }
 
+/// Waits for whoever is in an RCU read-side section, or has page tables locked. Context: may sleep; some
+/// 10 microseconds.
+pub(crate) fn synchronize_rcu_expedited() {
+    // SAFETY: May be called wherever sleeping is allowed.
+    unsafe { bindings::synchronize_rcu_expedited() };
+}
+
 /// Whether others should run.
 #[inline]
 pub(crate) fn need_resched() -> bool {

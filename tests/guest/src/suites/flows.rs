@@ -60,6 +60,8 @@ pub fn suite(s: &mut Suite) {
     s.test("unmount", unmount).tag(Tag::RustOnly);
     s.test("deleted", |ctx| on_both(ctx, deleted))
         .tag(Tag::RustOnly);
+    s.test("being_unmapped", |ctx| on_both(ctx, being_unmapped))
+        .tag(Tag::RustOnly);
     s.test("part_of_a_pmd", |ctx| on_both(ctx, part_of_a_pmd));
     s.test("many_runs", |ctx| on_both(ctx, many_runs));
     s.test("entries_stay_usable", |ctx| {
@@ -86,6 +88,38 @@ fn deleted(dax: Dax) -> Result<()> {
         let n = now.since(&before, counter)?;
         ensure!(n == 0, "{n} {counter} for a file that is deleted");
     }
+    dax.check()
+}
+
+/// Who flushes or truncates waits for whoever is taking dirty mappings of the file away: their page table may
+/// be gone already, and TLBs still allow stores. (That moment is too short for a test to be in it.)
+fn being_unmapped(dax: Dax) -> Result<()> {
+    let file = dax.file("f", false)?;
+    let map = Mapping::shared(&file, 0, 256 * PAGE)?;
+    let waits = || Counters::of_layer(dax.disk())?.get("zap_waits");
+    let expect = |what: &str, before: u64, want: u64| -> Result<()> {
+        let got = waits()? - before;
+        ensure!(got == want, "{what}: {got} waits, not {want}");
+        Ok(())
+    };
+    map.touch(0, 1);
+    file.sync_data()?;
+
+    let before = waits()?;
+    map.touch(0, 2);
+    file.sync_data()?;
+    expect("fsync, nothing was unmapped", before, 0)?;
+    map.touch(0, 3);
+    map.madvise(0, 256 * PAGE, libc::MADV_DONTNEED)?;
+    file.sync_data()?;
+    expect("fsync after MADV_DONTNEED", before, 1)?;
+    map.touch(0, 4);
+    file.sync_data()?;
+    expect("the next fsync", before, 1)?;
+    map.touch(200 * PAGE, 1);
+    file.set_len(100 * PAGE)?;
+    expect("truncation of what is dirty", before, 2)?;
+    drop((map, file));
     dax.check()
 }
 
