@@ -159,14 +159,35 @@ fn meaningless(word: &str, trees: &[&Tree]) -> Option<String> {
 }
 
 /// TEST and REASON of our list of tests that are not run (TEST SECTION,… REASON).
-fn excluded<'a>(text: &'a str, section: &str) -> BTreeMap<&'a str, &'a str> {
-    list(text)
-        .filter_map(|line| {
+fn excluded<'a>(text: &'a str, section: &str) -> Result<BTreeMap<&'a str, &'a str>> {
+    let mut excluded = BTreeMap::new();
+    for line in list(text) {
+        let parse = || {
             let (test, rest) = line.split_once(' ')?;
             let (which, reason) = rest.trim().split_once(' ')?;
-            (which == "*" || which.split(',').any(|s| s == section)).then_some((test, reason))
-        })
-        .collect()
+            Some((test, which, reason))
+        };
+        let (test, which, reason) =
+            parse().with_context(|| format!("{CONFIG}/exclude: no reason in '{line}'"))?;
+        if which == "*" || which.split(',').any(|s| s == section) {
+            excluded.insert(test, reason);
+        }
+    }
+    Ok(excluded)
+}
+
+/// A guest is stopped: what its kernel has said on the console that it should not is trouble.
+fn look_at_kernel(
+    last: &Key,
+    trouble: &[String],
+    console: &Path,
+    results: &mut Results,
+) -> Result<()> {
+    let Some(first) = trouble.first() else {
+        return Ok(());
+    };
+    let log = fs::read(console).unwrap_or_default();
+    results.trouble(last, first, &String::from_utf8_lossy(&log))
 }
 
 /// What the guest has over the usual initramfs: the tree, and the programs it needs.
@@ -253,7 +274,7 @@ pub fn run(env: &Environment, args: &Xfstests, on: On, verbose: bool) -> Result<
     let kernel = env.default_kernel().name.clone();
     let mut work = Vec::new();
     for (section, tree) in &sections {
-        let excluded = excluded(&exclude, section);
+        let excluded = excluded(&exclude, section)?;
         let mut tests: Vec<String> = Vec::new();
         for test in tree.choose(&args.tests, &slow) {
             let key = Key::new(section, test, on, &kernel);
@@ -400,8 +421,8 @@ impl Run<'_> {
         })?;
         let mut started: Option<(String, Instant)> = None;
         let mut last = self.key(section, "boot");
-        // A bad test explains what else is wrong with its guest.
-        let mut bad = false;
+        // A test that has said what the kernel does explains it, and what follows.
+        let mut explained = false;
         // The guest itself reports a test that is too slow; more silence than that is a death.
         let patience = Duration::from_secs(self.args.test_limit + 120);
         let booted = Instant::now();
@@ -413,6 +434,9 @@ impl Run<'_> {
                     Progress::Started { test } => {
                         if let Some(shard) = &mut self.shard {
                             if shard.is_over() {
+                                if !explained {
+                                    look_at_kernel(&last, &vm.trouble(), &console, results)?;
+                                }
                                 vm.kill();
                                 return Ok(false);
                             }
@@ -436,15 +460,18 @@ impl Run<'_> {
                             reason,
                         };
                         last = self.key(section, &test);
-                        bad |= verdict.is_bad();
+                        explained |= row.reason.contains("_check_dmesg");
                         results.add(last.clone(), row, &log)?;
                     }
                 },
                 Ok(Event::Done { outcome, log, .. }) => {
                     match outcome {
-                        Outcome::Failed(why) if bad => results.say(format!("{section}: {why}")),
+                        Outcome::Failed(why) if explained => {
+                            results.say(format!("{section}: {why}"));
+                        }
                         Outcome::Failed(why) => results.trouble(&last, &why, &log)?,
-                        _ => {}
+                        _ if explained => {}
+                        _ => look_at_kernel(&last, &vm.trouble(), &console, results)?,
                     }
                     // However it goes down, the next list begins in a fresh one.
                     vm.kill();
@@ -455,6 +482,9 @@ impl Run<'_> {
                     let cut = self.shard.as_ref().is_some_and(|s| s.left(since).is_zero());
                     let whole_shard = self.shard.as_ref().is_some_and(|s| s.tests == 1);
                     let log = fs::read(&console).unwrap_or_default();
+                    if cut && !explained {
+                        look_at_kernel(&last, &death.trouble, &console, results)?;
+                    }
                     match started {
                         // The next shard has more time for it, unless this one was all its own.
                         Some((test, _)) if cut && !whole_shard => {
@@ -535,8 +565,11 @@ mod tests {
     #[test]
     fn exclusions_are_by_section() {
         let text = "generic/001 * too long\ngeneric/002 xfs,xfs_pmd no such thing # note\n";
-        assert_eq!(excluded(text, "ext4").len(), 1);
-        assert_eq!(excluded(text, "xfs_pmd")["generic/002"], "no such thing");
+        assert_eq!(excluded(text, "ext4").unwrap().len(), 1);
+        assert_eq!(
+            excluded(text, "xfs_pmd").unwrap()["generic/002"],
+            "no such thing"
+        );
     }
 
     #[test]

@@ -7,19 +7,24 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use anyhow::{ensure, Context, Result};
 use heed::byteorder::BigEndian;
 use heed::types::{Bytes, U64};
-use heed::{Database, EnvFlags, EnvOpenOptions};
+use heed::{Database, Env, EnvFlags, EnvOpenOptions};
+use nix::errno::Errno;
 use proto::{On, Tag};
 use rusqlite::{params, Connection};
 
+use crate::fixture::dax::{shutdown, Dax};
+use crate::fixture::flushes::Counters;
 use crate::fixture::fs::{fallocate, is_dax, physical, Made};
 use crate::fixture::io::{read_at, same, write_at};
+use crate::fixture::kmsg::KernelLog;
 use crate::fixture::{pattern, sh, sh_fails, Driver, Fs, Mapping, Mount, MIB, PAGE};
 use crate::test::{Ctx, Suite};
 
@@ -42,17 +47,20 @@ pub fn suite(s: &mut Suite) {
             .tag(Tag::Stress);
         for kind in ["linear", "striped"] {
             s.test(format!("dm_{kind}_{fs}"), move |ctx| dm(ctx, fs, kind))
-                .limit(120);
+                .limit(120)
+                .tag(Tag::Stress);
         }
         s.test(format!("luks_{fs}"), move |ctx| luks(ctx, fs))
-            .limit(180);
+            .limit(180)
+            .tag(Tag::Stress);
         s.test(format!("write_and_store_{fs}"), move |ctx| {
             write_and_store(ctx, fs)
         })
         .tag(Tag::Stress)
         .c_is_wrong("ext4 gives out blocks before it has zeroed them (generic/346)");
         s.test(format!("mdadm_{fs}"), move |ctx| mdadm(ctx, fs))
-            .limit(120);
+            .limit(120)
+            .tag(Tag::Stress);
     }
     s.test("tools", tools).limit(120);
     s.test("fstrim", fstrim).limit(120);
@@ -76,34 +84,79 @@ impl Random {
     }
 }
 
-fn mounted(driver: &Driver, fs: Fs) -> Result<Mount> {
-    fs.make(driver.disk(0))?.mount("dax=always")
-}
+/// Counters of the layer that a program moves which stores to mappings and makes that durable.
+pub(super) const STORES: &[&str] = &["pte_write_faults+pmd_write_faults", "bytes_fsync"];
+/// Counters that read(2) and write(2) move.
+pub(super) const CALLS: &[&str] = &["bytes_read", "bytes_written"];
 
-/// Unmounts, checks the file system.
-fn finish(mount: Mount) -> Result<()> {
-    mount.unmount()?.check()
-}
-
-/// The stressors of mappings, with their own verification.
-fn stress_ng(ctx: &Ctx, fs: Fs) -> Result<()> {
+/// Runs `f` on a fresh file system in DAX mode. If the Rust layer serves it each of these counters, or one of
+/// several joined by '+', must have moved. Then unmounts and checks the file system.
+pub(super) fn served(
+    ctx: &Ctx,
+    fs: Fs,
+    counters: &[&str],
+    f: impl FnOnce(Dax) -> Result<Dax>,
+) -> Result<()> {
     let driver = Driver::load(ctx, &[])?;
-    let mount = mounted(&driver, fs)?;
-    let dir = mount.dir.display();
-    let seconds = ctx.pick(1, 60);
-    for stressor in [
-        "--mmap 1 --mmap-bytes 8m --mmap-file",
-        "--msync 1 --msync-bytes 8m",
-        "--fallocate 1 --fallocate-bytes 16m",
-        "--madvise 1",
-        "--fault 1",
-        "--mmapfork 1 --mmap 1 --mmap-bytes 4m --mmap-file --mmap-async",
-    ] {
-        sh(format!(
-            "stress-ng {stressor} --verify --temp-path {dir} --timeout {seconds}s --oom-avoid"
-        ))?;
+    let dax = Dax::on(driver.disk(0), fs)?;
+    let read = || {
+        let ours = !ctx.c_fs_dax();
+        ours.then(|| Counters::of_layer(driver.disk(0))).transpose()
+    };
+    let before = read()?;
+    f(dax)?.check()?;
+    if let (Some(before), Some(now)) = (before, read()?) {
+        for names in counters {
+            let grown = names.split('+').map(|name| now.since(&before, name));
+            let grown: u64 = grown.sum::<Result<u64>>()?;
+            ensure!(grown > 0, "the layer's counter {names} has not moved");
+        }
     }
-    finish(mount)
+    driver.unload()
+}
+
+/// The stressors of mappings, with their own verification; each has to get something done.
+fn stress_ng(ctx: &Ctx, fs: Fs) -> Result<()> {
+    const METRICS: &str = "/tmp/stress-ng.yaml";
+    served(ctx, fs, STORES, |dax| {
+        let dir = dax.mount.dir.display();
+        let seconds = ctx.pick(1, 60);
+        for (names, options) in [
+            (&["mmap"][..], "--mmap 1 --mmap-bytes 8m --mmap-file"),
+            (&["msync"], "--msync 1 --msync-bytes 8m"),
+            (&["fallocate"], "--fallocate 1 --fallocate-bytes 16m"),
+            (&["madvise"], "--madvise 1"),
+            (&["fault"], "--fault 1"),
+            (
+                &["mmapfork", "mmap"],
+                "--mmapfork 1 --mmap 1 --mmap-bytes 4m --mmap-file --mmap-async",
+            ),
+        ] {
+            sh(format!(
+                "stress-ng {options} --verify --temp-path {dir} --timeout {seconds}s --oom-avoid \
+                 --metrics --yaml {METRICS}"
+            ))?;
+            let metrics = fs::read_to_string(METRICS)?;
+            // In a short run one of two may not come to its turn.
+            let done: Option<f64> = names.iter().map(|name| bogo_ops(&metrics, name)).sum();
+            ensure!(
+                done.is_some_and(|ops| ops > 0.0),
+                "{names:?}: {done:?} bogo ops\n{metrics}"
+            );
+        }
+        Ok(dax)
+    })
+}
+
+/// What the file of stress-ng's --yaml says of a stressor.
+fn bogo_ops(metrics: &str, name: &str) -> Option<f64> {
+    let after = metrics
+        .split("- stressor: ")
+        .find(|part| part.lines().next().is_some_and(|l| l.trim() == name))?;
+    let line = after
+        .lines()
+        .find_map(|l| l.trim().strip_prefix("bogo-ops:"))?;
+    line.trim().parse().ok()
 }
 
 /// fsx of crates.io, run as a program: random operations on one file, every read checked.
@@ -112,89 +165,97 @@ fn fsx(ctx: &Ctx, fs: Fs) -> Result<()> {
         Path::new("/usr/bin/fsx").exists(),
         "fsx is not installed (scripts/runner.sh does it)"
     );
-    let driver = Driver::load(ctx, &[])?;
-    let mount = mounted(&driver, fs)?;
+    served(ctx, fs, &[STORES, CALLS].concat(), |dax| {
+        run_fsx(&dax.mount, ctx.pick(1500, 30_000))?;
+        Ok(dax)
+    })
+}
+
+fn run_fsx(mount: &Mount, operations: u32) -> Result<()> {
     let config = "flen = 1048576\n\
         [weights]\n\
         close_open = 1\nread = 10\nwrite = 10\nmapread = 10\nmapwrite = 10\ninvalidate = 1\n\
         truncate = 3\nfsync = 1\nfdatasync = 1\npunch_hole = 5\nposix_fallocate = 3\n\
         sendfile = 2\ncopy_file_range = 3\nposix_fadvise = 1\n";
     fs::write("/tmp/fsx.toml", config)?;
-    let operations = ctx.pick(1500, 30_000);
     let file = mount.path("fsx");
     sh(format!(
         "fsx -f /tmp/fsx.toml -N {operations} -S 7 -P /tmp {}",
         file.display()
     ))?;
-    finish(mount)
+    Ok(())
 }
 
 /// The same kind of operations with O_DIRECT, which that fsx has not.
 fn fsx_direct(ctx: &Ctx, fs: Fs) -> Result<()> {
     const LIMIT: u64 = MIB;
     const SECTOR: u64 = 512;
-    let driver = Driver::load(ctx, &[])?;
-    let mount = mounted(&driver, fs)?;
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .custom_flags(libc::O_DIRECT)
-        .open(mount.path("direct"))?;
-    let mut good: Vec<u8> = Vec::new();
-    let mut random = Random(0x5eed + fs as u64);
-    for step in 0..ctx.pick(1500u64, 30_000) {
-        let offset = random.below(LIMIT / SECTOR - 1) * SECTOR;
-        let len = (1 + random.below(128)).min((LIMIT - offset) / SECTOR) * SECTOR;
-        let size = good.len() as u64;
-        let inside = (offset + len).min(size).saturating_sub(offset);
-        let (from, to) = (offset as usize, (offset + len) as usize);
-        let what = || format!("step {step} at {offset:#x}+{len:#x}, size {size:#x}");
-        match random.below(16) {
-            0..=3 => {
-                let data = pattern(step, offset, len as usize);
-                write_at(&file, offset, &data).with_context(what)?;
-                good.resize(good.len().max(to), 0);
-                good[from..to].copy_from_slice(&data);
-            }
-            4..=6 if inside > 0 => {
-                let got = read_at(&file, offset, inside as usize).with_context(what)?;
-                same(&what(), &got, &good[from..from + inside as usize])?;
-            }
-            7..=10 if inside > 0 => {
-                let map = Mapping::shared(&file, 0, size)?;
-                let data = pattern(step, offset, inside as usize);
-                map.write(offset, &data);
-                good[from..from + inside as usize].copy_from_slice(&data);
-                if random.below(2) == 0 {
-                    map.msync(offset & !(PAGE - 1), inside)?;
+    served(ctx, fs, &[STORES, CALLS].concat(), |dax| {
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .custom_flags(libc::O_DIRECT)
+            .open(dax.mount.path("direct"))?;
+        let mut good: Vec<u8> = Vec::new();
+        let mut random = Random(0x5eed + fs as u64);
+        for step in 0..ctx.pick(1500u64, 30_000) {
+            let offset = random.below(LIMIT / SECTOR - 1) * SECTOR;
+            let len = (1 + random.below(128)).min((LIMIT - offset) / SECTOR) * SECTOR;
+            let size = good.len() as u64;
+            let inside = (offset + len).min(size).saturating_sub(offset);
+            let (from, to) = (offset as usize, (offset + len) as usize);
+            let what = || format!("step {step} at {offset:#x}+{len:#x}, size {size:#x}");
+            match random.below(16) {
+                0..=3 => {
+                    let data = pattern(step, offset, len as usize);
+                    write_at(&file, offset, &data).with_context(what)?;
+                    good.resize(good.len().max(to), 0);
+                    good[from..to].copy_from_slice(&data);
                 }
-            }
-            11 | 12 if inside > 0 => {
-                let map = Mapping::shared(&file, 0, size)?;
-                let got = map.read(offset, inside as usize);
-                same(&what(), &got, &good[from..from + inside as usize])?;
-            }
-            13 => {
-                file.set_len(offset)?;
-                good.resize(from, 0);
-            }
-            14 => {
-                // FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-                fallocate(&file, 3, offset, len)?;
-                if inside > 0 {
-                    good[from..from + inside as usize].fill(0);
+                4..=6 if inside > 0 => {
+                    let got = read_at(&file, offset, inside as usize).with_context(what)?;
+                    same(&what(), &got, &good[from..from + inside as usize])?;
                 }
+                7..=10 if inside > 0 => {
+                    let map = Mapping::shared(&file, 0, size)?;
+                    let data = pattern(step, offset, inside as usize);
+                    map.write(offset, &data);
+                    good[from..from + inside as usize].copy_from_slice(&data);
+                    if random.below(2) == 0 {
+                        map.msync(offset & !(PAGE - 1), inside)?;
+                    }
+                }
+                11 | 12 if inside > 0 => {
+                    let map = Mapping::shared(&file, 0, size)?;
+                    let got = map.read(offset, inside as usize);
+                    same(&what(), &got, &good[from..from + inside as usize])?;
+                }
+                13 => {
+                    file.set_len(offset)?;
+                    good.resize(from, 0);
+                }
+                14 => {
+                    // FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+                    fallocate(&file, 3, offset, len)?;
+                    if inside > 0 {
+                        good[from..from + inside as usize].fill(0);
+                    }
+                }
+                _ => file.sync_data()?,
             }
-            _ => file.sync_data()?,
         }
-    }
-    file.sync_all()?;
-    drop(file);
-    let mount = mount.remount()?;
-    same("after a remount", &fs::read(mount.path("direct"))?, &good)?;
-    finish(mount)
+        file.sync_all()?;
+        drop(file);
+        let dax = dax.remount()?;
+        same(
+            "after a remount",
+            &fs::read(dax.mount.path("direct"))?,
+            &good,
+        )?;
+        Ok(dax)
+    })
 }
 
 /// What generic/346 does: two threads go over the pages of a preallocated file, one with write(2),
@@ -202,160 +263,202 @@ fn fsx_direct(ctx: &Ctx, fs: Fs) -> Result<()> {
 fn write_and_store(ctx: &Ctx, fs: Fs) -> Result<()> {
     const SIZE: u64 = 16 * MIB;
     const PLACES: [u64; 2] = [1024, 3072];
-    let driver = Driver::load(ctx, &[])?;
-    let mount = mounted(&driver, fs)?;
-    for round in 0..ctx.pick(4u8, 40) {
-        let file = mount.allocate("f", SIZE)?;
-        let map = Mapping::shared(&file, 0, SIZE)?;
-        let marks = [2 * round + 1, 2 * round + 2].map(|m| [m; 8]);
-        let pages = || (0..SIZE).step_by(PAGE as usize);
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| -> Result<()> {
+    let counters = ["pte_write_faults+pmd_write_faults", "bytes_written"];
+    served(ctx, fs, &counters, |dax| {
+        let mount = &dax.mount;
+        for round in 0..ctx.pick(4u8, 40) {
+            let file = mount.allocate("f", SIZE)?;
+            let map = Mapping::shared(&file, 0, SIZE)?;
+            let marks = [2 * round + 1, 2 * round + 2].map(|m| [m; 8]);
+            let pages = || (0..SIZE).step_by(PAGE as usize);
+            std::thread::scope(|scope| {
+                let writer = scope.spawn(|| -> Result<()> {
+                    for page in pages() {
+                        file.write_all_at(&marks[0], page + PLACES[0])?;
+                    }
+                    Ok(())
+                });
                 for page in pages() {
-                    file.write_all_at(&marks[0], page + PLACES[0])?;
+                    map.write(page + PLACES[1], &marks[1]);
                 }
-                Ok(())
-            });
+                writer.join().expect("the writer panicked")
+            })?;
             for page in pages() {
-                map.write(page + PLACES[1], &marks[1]);
+                for (place, mark) in PLACES.into_iter().zip(&marks) {
+                    let what = format!("round {round}, page at {page:#x}, byte {place}");
+                    same(&what, &map.read(page + place, 8), mark)?;
+                }
             }
-            writer.join().expect("the writer panicked")
-        })?;
-        for page in pages() {
-            for (place, mark) in PLACES.into_iter().zip(&marks) {
-                let what = format!("round {round}, page at {page:#x}, byte {place}");
-                same(&what, &map.read(page + place, 8), mark)?;
-            }
+            drop((map, file));
+            fs::remove_file(mount.path("f"))?;
         }
-        drop((map, file));
-        fs::remove_file(mount.path("f"))?;
-    }
-    finish(mount)
+        Ok(dax)
+    })
 }
 
-/// LMDB with a writable map: its pages are stored to through the mapping and msynced.
+/// LMDB with a writable map: its pages are stored to through the mapping and msynced, while another
+/// thread reads snapshots.
 fn lmdb(ctx: &Ctx, fs: Fs) -> Result<()> {
     type Table = Database<U64<BigEndian>, Bytes>;
-    let driver = Driver::load(ctx, &[])?;
-    let mut mount = mounted(&driver, fs)?;
-    let mut good: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
-    let mut random = Random(0x1db + fs as u64);
-    for round in 0..2u64 {
-        let mut options = EnvOpenOptions::new();
-        options.map_size(32 << 20);
-        // SAFETY: nobody else has the file open.
-        let env = unsafe {
-            options.flags(EnvFlags::WRITE_MAP | EnvFlags::NO_SUB_DIR);
-            options.open(mount.path("lmdb"))?
-        };
-        let mut txn = env.write_txn()?;
-        let table: Table = env.create_database(&mut txn, None)?;
-        txn.commit()?;
-        for number in 0..ctx.pick(40u64, 800) {
+    served(ctx, fs, STORES, |mut dax| {
+        let mut good: BTreeMap<u64, Vec<u8>> = BTreeMap::new();
+        let mut random = Random(0x1db + fs as u64);
+        let open = |path: PathBuf| -> Result<(Env, Table)> {
+            let mut options = EnvOpenOptions::new();
+            options.map_size(32 << 20);
+            // SAFETY: nobody else has the file open.
+            let env = unsafe {
+                options.flags(EnvFlags::WRITE_MAP | EnvFlags::NO_SUB_DIR);
+                options.open(path)?
+            };
             let mut txn = env.write_txn()?;
-            let mut next = good.clone();
-            for i in 0..20 {
-                let key = random.below(2000);
-                if random.below(4) == 0 {
-                    let there = table.delete(&mut txn, &key)?;
-                    ensure!(
-                        there == next.remove(&key).is_some(),
-                        "key {key}: there is {there}"
-                    );
-                } else {
-                    let len = random.below(6000) as usize;
-                    let value = pattern((round << 32) | (number << 8) | i, key, len);
-                    table.put(&mut txn, &key, &value)?;
-                    next.insert(key, value);
-                }
-            }
-            // Some are taken back.
-            if random.below(8) == 0 {
-                txn.abort();
-            } else {
-                txn.commit()?;
-                good = next;
-            }
+            let table: Table = env.create_database(&mut txn, None)?;
+            txn.commit()?;
+            Ok((env, table))
+        };
+        for round in 0..2u64 {
+            let (env, table) = open(dax.mount.path("lmdb"))?;
+            // Of the round before, after a remount.
+            expect_entries(&env, &table, &good)?;
+            let done = AtomicBool::new(false);
+            std::thread::scope(|scope| -> Result<()> {
+                let reader = scope.spawn(|| -> Result<u32> {
+                    let mut snapshots = 0;
+                    while !done.load(Relaxed) {
+                        let txn = env.read_txn()?;
+                        let (len, there) = (table.len(&txn)?, table.iter(&txn)?.count());
+                        ensure!(len == there as u64, "{there} entries of {len}");
+                        snapshots += 1;
+                    }
+                    Ok(snapshots)
+                });
+                let mut write = || -> Result<()> {
+                    for number in 0..ctx.pick(40u64, 800) {
+                        let mut txn = env.write_txn()?;
+                        let mut next = good.clone();
+                        for i in 0..20 {
+                            let key = random.below(2000);
+                            if random.below(4) == 0 {
+                                let there = table.delete(&mut txn, &key)?;
+                                ensure!(
+                                    there == next.remove(&key).is_some(),
+                                    "key {key}: there is {there}"
+                                );
+                            } else {
+                                let len = random.below(6000) as usize;
+                                let value = pattern((round << 32) | (number << 8) | i, key, len);
+                                table.put(&mut txn, &key, &value)?;
+                                next.insert(key, value);
+                            }
+                        }
+                        // Some are taken back.
+                        if random.below(8) == 0 {
+                            txn.abort();
+                        } else {
+                            txn.commit()?;
+                            good = next;
+                        }
+                    }
+                    Ok(())
+                };
+                let written = write();
+                done.store(true, Relaxed);
+                let snapshots = reader.join().expect("the reader panicked")?;
+                println!("round {round}: {snapshots} snapshots");
+                written
+            })?;
+            expect_entries(&env, &table, &good)?;
+            env.prepare_for_closing().wait();
+            dax = dax.remount()?;
         }
-        let txn = env.read_txn()?;
-        ensure!(
-            table.len(&txn)? == good.len() as u64,
-            "the number of entries is wrong"
-        );
-        for (entry, (key, value)) in table.iter(&txn)?.zip(&good) {
-            let (k, v) = entry?;
-            ensure!(k == *key, "key {k}, not {key}");
-            same(&format!("key {key}"), v, value)?;
-        }
-        drop(txn);
+        let (env, table) = open(dax.mount.path("lmdb"))?;
+        expect_entries(&env, &table, &good)?;
         env.prepare_for_closing().wait();
-        mount = mount.remount()?;
-        let entries = sh(format!("mdb_stat -n {}", mount.path("lmdb").display()))?;
-        ensure!(
-            entries.contains(&format!("Entries: {}", good.len())),
-            "mdb_stat after a remount: {entries}"
-        );
+        let said = sh(format!("mdb_stat -n {}", dax.mount.path("lmdb").display()))?;
+        let want = format!("Entries: {}", good.len());
+        ensure!(said.lines().any(|l| l.trim() == want), "mdb_stat: {said}");
+        Ok(dax)
+    })
+}
+
+fn expect_entries(
+    env: &Env,
+    table: &Database<U64<BigEndian>, Bytes>,
+    good: &BTreeMap<u64, Vec<u8>>,
+) -> Result<()> {
+    let txn = env.read_txn()?;
+    let len = table.len(&txn)?;
+    ensure!(
+        len == good.len() as u64,
+        "{len} entries, not {}",
+        good.len()
+    );
+    for (entry, (key, value)) in table.iter(&txn)?.zip(good) {
+        let (k, v) = entry?;
+        ensure!(k == *key, "key {k}, not {key}");
+        same(&format!("key {key}"), v, value)?;
     }
-    finish(mount)
+    Ok(())
 }
 
 /// SQLite that reads and (in WAL mode) shares its index through mappings.
 fn sqlite(ctx: &Ctx, fs: Fs) -> Result<()> {
-    let driver = Driver::load(ctx, &[])?;
-    let mut mount = mounted(&driver, fs)?;
-    for mode in ["wal", "delete"] {
-        let path = mount.path(&format!("{mode}.db"));
-        let open = || -> Result<Connection> {
-            let db = Connection::open(&path)?;
-            let got: String =
-                db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))?;
-            ensure!(got == mode, "journal_mode is {got}, not {mode}");
-            let mmap: i64 = db.query_row("PRAGMA mmap_size=67108864", [], |r| r.get(0))?;
-            ensure!(mmap == 64 << 20, "mmap_size is {mmap}");
-            Ok(db)
-        };
-        let mut db = open()?;
-        db.execute_batch(
-            "CREATE TABLE t (k INTEGER PRIMARY KEY, v BLOB); CREATE INDEX i ON t (v)",
-        )?;
-        let mut good: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
-        let mut random = Random(0x5ca1e + fs as u64);
-        for number in 0..ctx.pick(20u64, 400) {
-            let txn = db.transaction()?;
-            let mut next = good.clone();
-            for _ in 0..20 {
-                let key = random.below(500) as i64;
-                if random.below(4) == 0 {
-                    txn.execute("DELETE FROM t WHERE k = ?1", [key])?;
-                    next.remove(&key);
+    let counters = ["pte_read_faults+pmd_read_faults", "bytes_written"];
+    served(ctx, fs, &counters, |mut dax| {
+        for mode in ["wal", "delete"] {
+            let path = dax.mount.path(&format!("{mode}.db"));
+            let open = || -> Result<Connection> {
+                let db = Connection::open(&path)?;
+                let got: String =
+                    db.query_row(&format!("PRAGMA journal_mode={mode}"), [], |r| r.get(0))?;
+                ensure!(got == mode, "journal_mode is {got}, not {mode}");
+                let mmap: i64 = db.query_row("PRAGMA mmap_size=67108864", [], |r| r.get(0))?;
+                ensure!(mmap == 64 << 20, "mmap_size is {mmap}");
+                Ok(db)
+            };
+            let mut db = open()?;
+            db.execute_batch(
+                "CREATE TABLE t (k INTEGER PRIMARY KEY, v BLOB); CREATE INDEX i ON t (v)",
+            )?;
+            let mut good: BTreeMap<i64, Vec<u8>> = BTreeMap::new();
+            let mut random = Random(0x5ca1e + fs as u64);
+            for number in 0..ctx.pick(20u64, 400) {
+                let txn = db.transaction()?;
+                let mut next = good.clone();
+                for _ in 0..20 {
+                    let key = random.below(500) as i64;
+                    if random.below(4) == 0 {
+                        txn.execute("DELETE FROM t WHERE k = ?1", [key])?;
+                        next.remove(&key);
+                    } else {
+                        let value = pattern(number, key as u64, random.below(5000) as usize);
+                        txn.execute(
+                            "INSERT OR REPLACE INTO t VALUES (?1, ?2)",
+                            params![key, value],
+                        )?;
+                        next.insert(key, value);
+                    }
+                }
+                if random.below(8) == 0 {
+                    txn.rollback()?;
                 } else {
-                    let value = pattern(number, key as u64, random.below(5000) as usize);
-                    txn.execute(
-                        "INSERT OR REPLACE INTO t VALUES (?1, ?2)",
-                        params![key, value],
-                    )?;
-                    next.insert(key, value);
+                    txn.commit()?;
+                    good = next;
                 }
             }
-            if random.below(8) == 0 {
-                txn.rollback()?;
-            } else {
-                txn.commit()?;
-                good = next;
-            }
+            db.close().map_err(|(_, e)| e)?;
+            dax = dax.remount()?;
+            let db = open()?;
+            let verdict: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0))?;
+            ensure!(verdict == "ok", "integrity_check: {verdict}");
+            let mut statement = db.prepare("SELECT k, v FROM t ORDER BY k")?;
+            let rows =
+                statement.query_map([], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Vec<u8>>(1)?)))?;
+            let rows: BTreeMap<_, _> = rows.collect::<rusqlite::Result<_>>()?;
+            ensure!(rows == good, "{mode}: the rows are not those committed");
         }
-        db.close().map_err(|(_, e)| e)?;
-        mount = mount.remount()?;
-        let db = open()?;
-        let verdict: String = db.query_row("PRAGMA integrity_check", [], |r| r.get(0))?;
-        ensure!(verdict == "ok", "integrity_check: {verdict}");
-        let mut statement = db.prepare("SELECT k, v FROM t ORDER BY k")?;
-        let rows =
-            statement.query_map([], |r| Ok((r.get::<_, i64>(0)?, r.get::<_, Vec<u8>>(1)?)))?;
-        let rows: BTreeMap<_, _> = rows.collect::<rusqlite::Result<_>>()?;
-        ensure!(rows == good, "{mode}: the rows are not those committed");
-    }
-    finish(mount)
+        Ok(dax)
+    })
 }
 
 /// Writes a file through a mapping, fsyncs, and finds its bytes on the block device below the
@@ -412,43 +515,73 @@ fn dm(ctx: &Ctx, fs: Fs, kind: &str) -> Result<()> {
     let mount = made.mount("dax=always")?;
     fs::write(mount.path("f"), "x")?;
     ensure!(is_dax(&mount.path("f"))?, "no DAX through dm-{kind}");
-    // A file over both disks: content of each is checked through the dm device.
     mount.unmount()?;
     write_and_find(&made, "dax=always")?;
+
+    // A file over both disks. Where its bytes are on them is what the table says.
+    let below = |at: u64| match kind {
+        "linear" if at < sizes[0] * 512 => (0, at),
+        "linear" => (1, at - sizes[0] * 512),
+        _ => {
+            let (stripe, inside) = (at / (2 * MIB), at % (2 * MIB));
+            ((stripe % 2) as usize, stripe / 2 * 2 * MIB + inside)
+        }
+    };
+    let raw = [disks[0].open_direct()?, disks[1].open_direct()?];
     let mount = made.mount("dax=always")?;
-    let big = (disks[0].size + disks[1].size / 2) / 2;
-    let file = mount.allocate("big", big & !(PAGE - 1))?;
-    let last = (big & !(PAGE - 1)) - PAGE;
-    for offset in (0..last).step_by(5 * MIB as usize).chain([last]) {
+    let size = fs::read_to_string("/sys/block/dm-0/size")?
+        .trim()
+        .parse::<u64>()?
+        * 512;
+    let big = size / 4 * 3 & !(PAGE - 1);
+    let file = mount.allocate("big", big)?;
+    let places = || {
+        (0..big - PAGE)
+            .step_by(5 * MIB as usize)
+            .chain([big - PAGE])
+    };
+    for offset in places() {
         let map = Mapping::shared(&file, offset, PAGE)?;
         map.write(0, &pattern(5, offset, PAGE as usize));
     }
     file.sync_all()?;
-    drop(file);
+    let mut met = [0; 2];
+    for offset in places() {
+        let (disk, at) = below(physical(&file, offset)?);
+        met[disk] += 1;
+        let got = read_at(&raw[disk], at, PAGE as usize)?;
+        let what = format!("big at {offset:#x}, disk {disk} at {at:#x}");
+        same(&what, &got, &pattern(5, offset, PAGE as usize))?;
+    }
+    ensure!(!met.contains(&0), "pages on the disks: {met:?}");
+    drop((file, raw));
     let mount = mount.remount()?;
     let file = mount.open("big")?;
-    for offset in (0..last).step_by(5 * MIB as usize).chain([last]) {
+    for offset in places() {
         let got = read_at(&file, offset, PAGE as usize)?;
-        same(
-            &format!("big at {offset:#x}"),
-            &got,
-            &pattern(5, offset, PAGE as usize),
-        )?;
+        let what = format!("big at {offset:#x}");
+        same(&what, &got, &pattern(5, offset, PAGE as usize))?;
     }
     drop(file);
-    mount.unmount()?;
+    run_fsx(&mount, ctx.pick(300, 30_000))?;
+    mount.unmount()?.check()?;
     sh("dmsetup remove both")?;
     driver.unload()
 }
 
 /// What can have no DAX says so: ext4 refuses the mount, xfs goes on without.
 fn expect_no_dax(made: &Made) -> Result<()> {
+    let mut log = KernelLog::open()?;
     match made.fs {
-        Fs::Ext4 => ensure!(
-            made.mount("dax=always").is_err(),
-            "{} was mounted -o dax=always",
-            made.device
-        ),
+        Fs::Ext4 => {
+            let refused = made.mount("dax=always").map(drop);
+            let error = refused.err().context("mounted -o dax=always")?;
+            ensure!(
+                error.downcast_ref() == Some(&Errno::EINVAL),
+                "{}: {error:#}",
+                made.device
+            );
+        }
         Fs::Xfs => {
             let mount = made.mount("dax=always")?;
             fs::write(mount.path("f"), "x")?;
@@ -460,6 +593,11 @@ fn expect_no_dax(made: &Made) -> Result<()> {
             mount.unmount()?;
         }
     }
+    let said = log.drain();
+    ensure!(
+        said.iter().any(|m| m.text.contains("DAX unsupported")),
+        "the kernel does not say why: {said:?}"
+    );
     Ok(())
 }
 
@@ -485,11 +623,16 @@ fn luks(ctx: &Ctx, fs: Fs) -> Result<()> {
     sh(&open)?;
     let made = fs.make_on("/dev/mapper/secret", small(fs))?;
     expect_no_dax(&made)?;
-    write_and_find(&made, "")?;
+    for _ in 0..ctx.pick(1, 20) {
+        write_and_find(&made, "")?;
+    }
+    // Only what was fsynced may be relied upon: the file system is shut down before it can write more.
     let mount = made.mount("")?;
     let data = pattern(9, 0, MIB as usize);
     fs::write(mount.path("kept"), &data)?;
     mount.open("kept")?.sync_all()?;
+    fs::File::open(&mount.dir)?.sync_all()?;
+    shutdown(&mount)?;
     mount.unmount()?;
     sh("cryptsetup close secret")?;
     sh(&open)?;
@@ -515,7 +658,9 @@ fn mdadm(ctx: &Ctx, fs: Fs) -> Result<()> {
     ))?;
     let made = fs.make_on("/dev/md0", small(fs))?;
     expect_no_dax(&made)?;
-    write_and_find(&made, "")?;
+    for _ in 0..ctx.pick(1, 20) {
+        write_and_find(&made, "")?;
+    }
     let mount = made.mount("")?;
     let data = pattern(11, 0, MIB as usize);
     fs::write(mount.path("kept"), &data)?;
@@ -672,7 +817,8 @@ fn tools(ctx: &Ctx) -> Result<()> {
         said.contains("pmem0") == (ctx.on == On::C),
         "ndctl list: {said}"
     );
-    sh("daxctl list")?;
+    let said = sh("daxctl list")?;
+    ensure!(!said.contains("chardev"), "daxctl list: {said}");
     driver.unload()
 }
 
@@ -682,7 +828,8 @@ fn fstrim(ctx: &Ctx) -> Result<()> {
     let disk = driver.disk(0);
     let can = disk.sysfs("queue/discard_max_bytes")? != "0";
     for fs in Fs::ALL {
-        let mount = mounted(&driver, fs)?;
+        let dax = Dax::on(disk, fs)?;
+        let mount = &dax.mount;
         let data = pattern(1, 0, MIB as usize);
         fs::write(mount.path("kept"), &data)?;
         mount.open("kept")?.sync_all()?;
@@ -693,9 +840,9 @@ fn fstrim(ctx: &Ctx) -> Result<()> {
             let said = sh_fails(command)?;
             ensure!(said.contains("not supported"), "fstrim: {said}");
         }
-        let mount = mount.remount()?;
-        same("after fstrim", &fs::read(mount.path("kept"))?, &data)?;
-        finish(mount)?;
+        let dax = dax.remount()?;
+        same("after fstrim", &fs::read(dax.mount.path("kept"))?, &data)?;
+        dax.check()?;
     }
     driver.unload()
 }

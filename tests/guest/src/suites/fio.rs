@@ -2,9 +2,10 @@
 
 //! fio with verification, on the raw disk and on both file systems.
 
-use anyhow::Result;
+use anyhow::{ensure, Result};
 use proto::Tag;
 
+use super::apps::{served, CALLS, STORES};
 use crate::fixture::{sh, Driver, Fs};
 use crate::test::{Ctx, Suite};
 
@@ -47,11 +48,18 @@ fn raw(ctx: &Ctx, engine: &str) -> Result<()> {
 }
 
 fn on_fs(ctx: &Ctx, fs: Fs, engine: &str) -> Result<()> {
-    let driver = Driver::load(ctx, &[])?;
-    let made = fs.make(driver.disk(0))?;
-    let mount = made.mount("dax=always")?;
-    let target = mount.path("f").display().to_string();
-    fio(ctx, &target, engine, "--fsync=32")?;
-    mount.unmount()?;
-    made.check()
+    let counters = match engine {
+        "mmap" => STORES,
+        _ => CALLS,
+    };
+    served(ctx, fs, counters, |dax| {
+        let target = dax.mount.path("f").display().to_string();
+        fio(ctx, &target, engine, "--fsync=32")?;
+        let sum = || sh(format!("sha256sum {target}"));
+        let before = sum()?;
+        let dax = dax.remount()?;
+        let after = sum()?;
+        ensure!(before == after, "{before} is {after} after a remount");
+        Ok(dax)
+    })
 }

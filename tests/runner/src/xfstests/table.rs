@@ -314,7 +314,8 @@ impl Results {
     pub fn accept(&mut self) -> Result<()> {
         for key in &self.chosen {
             for key in [key.on("c"), key.on("rust")] {
-                if let Some(row) = self.table.0.get(&key) {
+                let row = self.table.0.get(&key);
+                if let Some(row) = row.filter(|row| row.verdict != Verdict::Excluded) {
                     self.expected.0.insert(key, row.clone());
                 }
             }
@@ -337,24 +338,38 @@ impl Results {
     }
 
     /// A result of ours that must not be: anything but a pass where C, or ours before, passed;
-    /// bad where C's is not known to be bad as well; a guest that died or hung, which no failure
-    /// on C excuses. C itself is compared with what is expected of it.
+    /// bad where C's is not known to be bad as well; a guest that died or hung, a corrupt file system
+    /// or a complaint of the kernel, which no failure on C of another kind excuses; a test that is left
+    /// out and passes on C. C itself is compared with what is expected of it.
     fn unexpected(&self, key: &Key) -> bool {
         let Some(row) = self.table.0.get(key) else {
             return false;
         };
-        let before = self.expected.nearest(key).map(|(_, row)| row.verdict);
+        let before = self.expected.nearest(key).map(|(_, row)| row);
         let c = match key.on {
             "c" => before,
-            _ => self.known(&key.on("c")).map(|known| known.row.verdict),
+            _ => self.known(&key.on("c")).map(|known| known.row),
         };
-        let worse = [before, c].contains(&Some(Verdict::Pass));
+        let others = [before, c].into_iter().flatten();
+        let is = |verdict| others.clone().any(|row| row.verdict == verdict);
+        let worse = is(Verdict::Pass);
+        let says = |row: &Row, what: &str| row.reason.contains(what);
+        let grave = ["_check_dmesg", "inconsistent"]
+            .into_iter()
+            .any(|what| says(row, what) && !others.clone().any(|other| says(other, what)));
         match row.verdict {
-            Verdict::Pass | Verdict::Excluded => false,
+            Verdict::Pass => false,
             Verdict::Notrun => worse,
-            Verdict::Fail => worse || !c.is_some_and(Verdict::is_bad),
-            same @ (Verdict::Timeout | Verdict::Died) => ![before, c].contains(&Some(same)),
+            Verdict::Excluded => c.is_some_and(|c| c.verdict == Verdict::Pass),
+            Verdict::Fail => worse || grave || !c.is_some_and(|c| c.verdict.is_bad()),
+            same @ (Verdict::Timeout | Verdict::Died) => worse || !is(same),
         }
+    }
+
+    /// A test that is not run on ours, and never was tried on C: nobody knows whether it could be.
+    fn unknown_on_c(&self, key: &Key) -> bool {
+        let ours = self.known(&key.on("rust"));
+        ours.is_some_and(|ours| ours.is(Verdict::Notrun)) && self.known(&key.on("c")).is_none()
     }
 
     /// Prints the table of the chosen tests, C beside ours, and the sums. True: nothing
@@ -449,6 +464,11 @@ impl Results {
             .chosen
             .iter()
             .filter(|key| !self.table.0.contains_key(key));
+        let unknown = self.chosen.iter().filter(|key| self.unknown_on_c(key));
+        match unknown.count() {
+            0 => {}
+            n => println!("{n} tests are not run on ours and were not tried on C (ON=c)"),
+        }
         println!(
             "{} tests, {} not tried yet on {}, {} unexpected results",
             self.chosen.len(),
@@ -491,7 +511,10 @@ mod tests {
              s\tgeneric/004\tc\t7.3\tnotrun\t1\twhy\n\
              s\tgeneric/006\tc\t7.2\tfail\t1\twhy\n\
              s\tgeneric/006\trust\t7.2\tpass\t1\t\n\
-             s\tgeneric/007\tc\t7.2\ttimeout\t1\twhy\n",
+             s\tgeneric/007\tc\t7.2\ttimeout\t1\twhy\n\
+             s\tgeneric/008\tc\t7.2\ttimeout\t1\twhy\n\
+             s\tgeneric/008\trust\t7.2\tpass\t1\t\n\
+             s\tgeneric/009\tc\t7.2\tfail\t1\t_check_dmesg: look\n",
         )
         .unwrap();
         let mut results = Results::open(dir.path(), &expected).unwrap();
@@ -511,16 +534,28 @@ mod tests {
             ("generic/006", "pass", false),
             ("generic/007", "timeout", false),
             ("generic/007", "died", true),
+            ("generic/008", "timeout", true),
+            ("generic/001", "excluded", true),
+            ("generic/002", "excluded", false),
         ] {
             let (key, r) = row(&format!("s\t{test}\trust\t7.3\t{verdict}\t1\tx"));
             results.add(key.clone(), r, "").unwrap();
             assert_eq!(results.unexpected(&key), want, "{test} {verdict}");
         }
-        let key = Key::new("s", "generic/001", On::Rust, "7.3");
+        for (test, reason, want) in [
+            ("generic/002", "file system on /dev/x is inconsistent", true),
+            ("generic/009", "_check_dmesg: look", false),
+            ("generic/009", "file system on /dev/x is inconsistent", true),
+        ] {
+            let (key, r) = row(&format!("s\t{test}\trust\t7.3\tfail\t1\t{reason}"));
+            results.add(key.clone(), r, "").unwrap();
+            assert_eq!(results.unexpected(&key), want, "{test} {reason}");
+        }
+        let key = Key::new("s", "generic/007", On::Rust, "7.3");
         assert!(results.has(&key));
         // What came is in the file already.
         let file = Table::read(&dir.path().join("xfstests.tsv")).unwrap();
-        assert_eq!(file.0.len(), 6);
+        assert_eq!(file.0.len(), 8);
         // An excluded test has a row, but may be tried once it is excluded no more.
         let key = Key::new("s", "generic/005", On::Rust, "7.3");
         results.exclude(key.clone(), "why").unwrap();
