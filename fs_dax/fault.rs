@@ -14,6 +14,8 @@
 //! - Copy-on-write unmaps and copies before the new entry is put in place; if the copy fails the old
 //!   one stays, and the blocks made ready for it are freed. A PMD falls back then; C makes all of it,
 //!   copied or not, the file's.
+//! - A copy that does not become the file's, as the end of its extent fails, is SIGBUS (of a PMD: a
+//!   fall-back to pages). C lets stores go on to blocks that will be freed.
 //! - An entry whose pfn is not that of the extent (a fault has raced with the end of a copy-on-write
 //!   write(2)) is replaced. C maps the new page and flushes the old one.
 //! - With MAP_SYNC a store to a block copied on write waits for the log, and one to a page of a PMD
@@ -155,7 +157,13 @@ fn pte_fault(
         match iter.next(ops) {
             Ok(true) => {}
             Ok(false) => break Ok(()),
-            Err(e) => break Err(e),
+            Err(e) => {
+                if iter.has_lost() {
+                    unmap_lost(&mut locked);
+                    result = FaultResult::SIGBUS;
+                }
+                break Err(e);
+            }
         }
         if iter.length() < PAGE_SIZE as u64 {
             super::bug("an extent is smaller than a page");
@@ -242,7 +250,16 @@ fn pmd_fault(
         size,
         fault_flags(write),
     );
-    while let Ok(true) = iter.next(ops) {
+    loop {
+        match iter.next(ops) {
+            Ok(true) => {}
+            Err(_) if iter.has_lost() => {
+                unmap_lost(&mut locked);
+                result = FaultResult::FALLBACK;
+                break;
+            }
+            _ => break,
+        }
         if iter.length() >= size {
             result = map_extent(
                 vmf,
@@ -426,6 +443,15 @@ fn drop_stale(locked: &mut LockedEntry<'_>) {
     owner::give_up(mapping, locked.entry());
     locked.set(Entry::empty(locked.entry().order()));
     locked.forget_dirty();
+}
+
+/// The blocks that were copied on write and mapped have not become the file's: the entry stands for nothing
+/// any more.
+#[cold]
+fn unmap_lost(locked: &mut LockedEntry<'_>) {
+    let nr = locked.entry().nr_pages();
+    locked.mapping().unmap_pages(locked.index(), nr);
+    drop_stale(locked);
 }
 
 /// C's `dax_load_hole()` and `dax_pmd_load_hole()`: maps zeroes read-only. A write will fault again

@@ -11,6 +11,8 @@
 //!   whole extent, also where the write then fails.
 //! - After a short copy from the user the rest of the block is copied from the source. C leaves what
 //!   was on the medium.
+//! - Copies that do not become the file's, as the end of their extent fails, are an error, EIO. C says
+//!   nothing if bytes were copied.
 //! - When a copy-on-write is done, entries of the old blocks are invalidated once more: a read fault
 //!   may have mapped them meanwhile.
 //! - Zero pages mapped where write(2) writes are taken away also if the file system does not call the
@@ -173,10 +175,13 @@ pub(super) fn iomap_rw(
         rw_plain(&mut iter, user, ops, write)
     };
     let done = (iter.pos() - start) as usize;
-    iocb.set_pos(iter.pos());
     let ret = match result {
-        Err(e) if done == 0 => Err(e),
-        _ => Ok(done),
+        // Also of what came before: nobody is to go on behind it.
+        Err(e) if done == 0 || iter.has_lost() => Err(e),
+        _ => {
+            iocb.set_pos(iter.pos());
+            Ok(done)
+        }
     };
     let code = ret.map_or_else(|e| e.to_errno() as isize, |n| n as isize);
     Stats::of(mapping, |s| s.count_rw(write, done));

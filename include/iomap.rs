@@ -107,6 +107,12 @@ impl Iomap {
         self.0.addr
     }
 
+    /// The byte of the device less that of the file.
+    #[inline]
+    fn base(&self) -> u64 {
+        self.0.addr.wrapping_sub(self.0.offset as u64)
+    }
+
     /// `offset`: byte of the file.
     #[inline]
     pub(crate) fn offset(&self) -> i64 {
@@ -130,6 +136,8 @@ impl Iomap {
 /// `struct iomap_iter`: walks over the extents of a range of a file.
 pub(crate) struct IomapIter<'a> {
     raw: bindings::iomap_iter,
+    /// What was copied on write has not become the file's.
+    lost: bool,
     _inode: PhantomData<&'a Inode>,
 }
 
@@ -145,6 +153,7 @@ impl<'a> IomapIter<'a> {
                 flags,
                 ..Default::default()
             },
+            lost: false,
             _inode: PhantomData,
         }
     }
@@ -152,8 +161,65 @@ impl<'a> IomapIter<'a> {
     /// C's `iomap_iter()`: ends the extent at hand and gets the next one. False at the end of the
     /// range, or when nothing was done with the last extent. Must be called until it returns false
     /// or an error, but see [`IomapIter::leave`]. May sleep.
+    ///
+    /// `EIO` also if what was copied on write in the extent that is ended did not become the file's
+    /// ([`IomapIter::has_lost`]), for want of space for metadata, or in a file system that is shut down.
+    /// C says nothing then: iomap_iter_continue() drops such an error where there was progress.
     #[inline]
     pub(crate) fn next(&mut self, ops: &IomapOps) -> Result<bool> {
+        let start = self.raw.iter_start_pos;
+        let copies = self.has_copies() && self.raw.pos != start;
+        let copies = copies.then(|| self.iomap().base());
+        let next = self.step(ops);
+        if let Some(base) = copies {
+            if !self.has_become_the_files(ops, start, base) {
+                self.lost = true;
+                self.again();
+                return Err(EIO);
+            }
+        }
+        next
+    }
+
+    /// Whether there is an extent at hand that was given out for copy-on-write, and not for reading.
+    #[inline]
+    fn has_copies(&self) -> bool {
+        self.raw.iomap.length != 0
+            && self.iomap().is_shared()
+            && self.raw.flags & (flags::WRITE | flags::ZERO) != 0
+    }
+
+    /// Whether an [`IomapIter::next`] had to say that copies were lost.
+    #[inline]
+    pub(crate) fn has_lost(&self) -> bool {
+        self.lost
+    }
+
+    /// Whether the file's bytes from `start` to the position are not in the blocks for copy-on-write at
+    /// `base` any more, which xfs would have ready still.
+    #[cold]
+    fn has_become_the_files(&self, ops: &IomapOps, start: i64, base: u64) -> bool {
+        let len = self.raw.pos.wrapping_sub(start) as u64;
+        let why = self.raw.flags & !flags::NOWAIT;
+        let mut now = IomapIter::new(self.inode(), start, len, why);
+        while !now.is_done() {
+            let Ok(true) = now.step(ops) else {
+                return false;
+            };
+            if now.iomap().is_shared() && now.iomap().base() == base {
+                return false;
+            }
+            let len = now.length();
+            if now.advance(len).is_err() {
+                return false;
+            }
+            now.again();
+        }
+        true
+    }
+
+    #[inline]
+    fn step(&mut self, ops: &IomapOps) -> Result<bool> {
         // SAFETY: Both are valid.
         let ret = unsafe { bindings::rpmem_iomap_iter(&mut self.raw, ops.0.get()) };
         // Not inlined, and errors are rare.

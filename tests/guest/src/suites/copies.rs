@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{ensure, Result};
+use anyhow::{ensure, Context, Result};
 use nix::errno::Errno;
 use nix::sys::statvfs::statvfs;
 use proto::{Machine, Tag};
@@ -18,7 +18,7 @@ use crate::fixture::child::{expect_done, expect_sigbus, BUS_ADRERR};
 use crate::fixture::dax::{clone_range, on_each, punch, Model};
 use crate::fixture::flushes::Counters;
 use crate::fixture::fs::{fallocate, physical};
-use crate::fixture::io::{same, Aligned};
+use crate::fixture::io::{read_at, same, Aligned};
 use crate::fixture::{pattern, sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
@@ -41,6 +41,10 @@ pub fn suite(s: &mut Suite) {
     .c_is_wrong("a PMD whose copy failed is ended as if it had been copied");
     s.test("no_space", |ctx| on_each(ctx, XFS, no_space))
         .c_is_wrong("a warning in dax_disassociate_entry() as a page of a shared block goes");
+    s.test("no_space_to_end", |ctx| on_each(ctx, XFS, no_space_to_end))
+        .c_is_wrong(
+            "copies that do not become the file's are stored to, and lost, without an error",
+        );
     s.test("faults_are_let_in", |ctx| {
         on_each(ctx, XFS, faults_are_let_in)
     })
@@ -306,6 +310,94 @@ fn no_space(dax: Dax) -> Result<()> {
     model.expect("with space again", &b, Some(&map))?;
     Model(data).expect("the other file", &a, None)?;
     drop((map, a, b));
+    dax.check()
+}
+
+/// Blocks for the copies are there, and no space for what says whose they are: nothing that was stored or
+/// written may be taken for done. With space again all of it works.
+fn no_space_to_end(dax: Dax) -> Result<()> {
+    // xfs has blocks ready for so many pages, of each GROUP, once one of them was copied.
+    const READY: u64 = 32;
+    const GROUP: u64 = 64;
+    let a = dax.mount.create("a")?;
+    let len = 16 * MIB;
+    let data = pattern(1, 0, len as usize);
+    a.write_all_at(&data, 0)?;
+    let b = dax.mount.create("b")?;
+    clone_range(&a, 0, len, &b, 0)?;
+    let map = Mapping::pages_only(&b, 0, len)?;
+    let mut model = Model(data.clone());
+    for group in 0..len / PAGE / GROUP {
+        map.touch(group * GROUP * PAGE, 7);
+        model.put(group * GROUP * PAGE, &[7]);
+    }
+    b.sync_all()?;
+    let dir = dax.mount.dir.display();
+    sh(format!("xfs_io -x -c 'resblks 0' {dir}"))?;
+    let filler = dax.fill("filler")?;
+    let one = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open("/tmp/one")?;
+    one.write_all_at(&[8], 0)?;
+    // Every other page: the more extents the more blocks for metadata, until there is none.
+    let pages =
+        (0..len / PAGE).filter(|page| page % 2 == 0 && (1..READY).contains(&(page % GROUP)));
+    let mut refused = None;
+    for page in pages {
+        // What read(2) cannot store is EFAULT.
+        if map.fill_from(&one, page * PAGE + 1, 1).is_err() {
+            refused = Some(page);
+            break;
+        }
+        model.put(page * PAGE + 1, &[8]);
+        let got = read_at(&b, page * PAGE + 1, 1)?;
+        ensure!(
+            got[..] == [8],
+            "page {page} was not copied, its store not refused"
+        );
+    }
+    let refused = refused.context("every copy became the file's")?;
+    println!("page {refused} cannot be copied");
+    let at = refused * PAGE;
+    model.expect("a refused store", &b, Some(&map))?;
+    let address = map.as_ptr().wrapping_add(at as usize + 5);
+    let store = || {
+        map.touch(at + 5, 9);
+        Ok(())
+    };
+    expect_sigbus("a store", BUS_ADRERR, address, store)?;
+    let write = || {
+        b.write_at(&[9; 100], at + 7)
+            .err()
+            .and_then(|e| e.raw_os_error())
+    };
+    ensure!(write() == Some(libc::EIO), "write(2): {:?}", write());
+    let unshare = || fallocate(&b, libc::FALLOC_FL_UNSHARE_RANGE, at, PAGE);
+    let unshared = unshare();
+    ensure!(
+        unshared
+            .as_ref()
+            .is_err_and(|e| e.downcast_ref() == Some(&Errno::EIO)),
+        "unshare: {unshared:?}"
+    );
+    model.expect("full", &b, Some(&map))?;
+    drop(filler);
+    std::fs::remove_file(dax.mount.path("filler"))?;
+    // SAFETY: no arguments, no memory.
+    unsafe { libc::sync() };
+    expect_done("a store", store)?;
+    model.put(at + 5, &[9]);
+    ensure!(write().is_none(), "write(2): {:?}", write());
+    model.put(at + 7, &[9; 100]);
+    unshare()?;
+    model.expect("with space again", &b, Some(&map))?;
+    Model(data).expect("the other file", &a, None)?;
+    drop((map, a, b));
+    let dax = dax.remount()?;
+    model.expect("after a remount", &dax.mount.open("b")?, None)?;
     dax.check()
 }
 
