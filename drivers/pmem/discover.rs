@@ -77,9 +77,9 @@ pub(super) fn reserve() -> Result<KVec<MemRegion>> {
     }
 }
 
-/// The mode of the namespace that C's nd_pmem_probe() would find in a range that is reserved for us. It looks
-/// behind the start of what the firmware has, which may lie before an aligned start. Bad memory there is for whoever
-/// reads the disk to meet.
+/// The mode of the namespace that C's nd_pmem_probe() would find in a range that is reserved for us.
+/// It looks behind the start of what the firmware has, which may lie before an aligned start. Bad
+/// memory there is for whoever reads the disk to meet.
 fn format(range: PhysRange) -> Option<&'static str> {
     let mut found = range.start;
     resource::for_each_legacy_pmem(|start, len| {

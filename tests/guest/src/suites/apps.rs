@@ -533,7 +533,7 @@ fn dm(ctx: &Ctx, fs: Fs, kind: &str) -> Result<()> {
         .trim()
         .parse::<u64>()?
         * 512;
-    let big = size / 4 * 3 & !(PAGE - 1);
+    let big = (size / 4 * 3) & !(PAGE - 1);
     let file = mount.allocate("big", big)?;
     let places = || {
         (0..big - PAGE)
