@@ -372,8 +372,15 @@ fn map_extent(
             // Bad memory may be in another of 512 pages.
             return error(e);
         }
-        // The blocks become the file's, with what was durable before, once the extent is ended.
-        let _: Durable = write_back(locked.mapping(), &extent.mem).fence();
+        // The blocks become the file's, with what was durable before, once the extent is ended. If that
+        // fails the old ones stay: what was stored to them (they need not be shared) is to be durable too.
+        let mut written = write_back(locked.mapping(), &extent.mem);
+        if locked.is_dirty() {
+            if let Some(pages) = owner::pages(locked.mapping(), old) {
+                written = written.and(write_back(locked.mapping(), &pages.mem()));
+            }
+        }
+        let _: Durable = written.fence();
     }
     // A real PMD entry stays where a page is wanted: all of it will be dirty.
     if stale || !old.is_real() {

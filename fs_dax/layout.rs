@@ -25,7 +25,6 @@ use super::{
     owner,
     range::page_range,
     stats::Stats,
-    unmap::wait_for_zaps,
     writeback::clean, //
 };
 use crate::include::{
@@ -63,7 +62,6 @@ pub(super) fn layout_busy_page_range(
     // Either we see the reference that get_user_pages_fast() has taken, or it sees that the page is
     // not mapped any more and drops it: page table entries are cleared under the page table lock.
     mapping.unmap_pages(first, last.wrapping_sub(first).wrapping_add(1));
-    wait_for_zaps(mapping);
 
     let mut xas = XaState::new(mapping.i_pages(), first, 0);
     let mut xa = xas.lock();

@@ -300,6 +300,12 @@ impl<'m> LockedEntry<'m> {
         self.entry = entry;
     }
 
+    /// Whether it was dirty before it was locked, or is to stay so.
+    #[inline]
+    pub(super) fn is_dirty(&self) -> bool {
+        !self.undo_dirty
+    }
+
     /// There is nothing to write back: the dirty mark goes away at unlock.
     #[inline]
     pub(super) fn forget_dirty(&mut self) {

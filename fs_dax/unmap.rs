@@ -19,9 +19,10 @@
 //!
 //! MADV_DONTNEED of whole page tables takes a table away before other CPUs' TLBs have been flushed, in
 //! which there are still entries that allow stores; meanwhile nobody who looks for mappings finds any.
-//! Who relies on that nothing is mapped writable any more, write-back and truncation, therefore waits for
-//! whoever is unmapping something dirty of the file ([`wait_for_zaps`]). C loses what is stored then, or
-//! has it go to blocks that are another file's.
+//! Write-back, which relies on that nothing can be stored through mappings any more, therefore waits for
+//! whoever is unmapping something dirty of the file ([`wait_for_zaps`]). C loses what is stored then.
+//! (Truncation unmaps: that flushes the TLBs of all who are unmapping at the same time. And who unmaps a
+//! PMD, flushing TLBs after all locks are given up, holds its pages until then, which write-back sees.)
 //!
 //! The folio's own dirty flag is not set here, so that the core, which looks at it first at unpin, tells
 //! us of every page. (KVM sets it without asking anybody: after that the core is silent about guests'
@@ -72,7 +73,8 @@ pub(super) fn wait_for_zaps(mapping: &AddressSpace) {
     let zaps = &ZAPS[mapping.hash() % SLOTS];
     let begun = zaps.begun.load(Acquire);
     if zaps.over.load(Relaxed) != begun {
-        // The page table is locked, and so is RCU, until the TLBs have been flushed.
+        // A page table that is being emptied is locked, which holds RCU as well, until the TLBs have been
+        // flushed.
         task::synchronize_rcu_expedited();
         zaps.over.store(begun, Relaxed);
         Stats::of(mapping, |s| s.zap_waits.inc());
@@ -84,7 +86,7 @@ pub(super) fn dirty_folio(mapping: &AddressSpace, folio: &Folio) -> bool {
     if !mapping.is_dax() {
         return folio.set_dirty();
     }
-    // Before the table that has the mapping is taken away.
+    // Before the table that has the mapping is taken away. (A device's writes are counted for nothing.)
     ZAPS[mapping.hash() % SLOTS].begun.fetch_add(1, Full);
     let index = folio.index();
     let nr = 1 << folio.order();

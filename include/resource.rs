@@ -95,20 +95,24 @@ fn for_each<F: FnMut(u64, u64)>(desc: u32, first: u64, last: u64, mut f: F) {
     };
 }
 
-/// The `N` bytes at `addr`, which must be memory and not System RAM. `None` if they are bad or cannot
-/// be mapped. May sleep.
-pub(crate) fn peek<const N: usize>(addr: u64) -> Option<[u8; N]> {
+/// The `N` bytes at `addr`, which must be memory and not System RAM. `EIO` if they are bad, `ENOMEM` if
+/// they cannot be mapped. May sleep.
+pub(crate) fn peek<const N: usize>(addr: u64) -> Result<[u8; N]> {
     // SAFETY: Checks what it is asked for.
     let mem = unsafe { bindings::memremap(addr, N, bindings::MEMREMAP_WB as usize) };
     if mem.is_null() {
-        return None;
+        return Err(ENOMEM);
     }
     let mut bytes = [0; N];
     // SAFETY: Both have `N` bytes; machine checks are handled by the function.
     let left = unsafe { bindings::copy_mc_to_kernel(bytes.as_mut_ptr().cast(), mem, N as u32) };
     // SAFETY: Mapped above.
     unsafe { bindings::memunmap(mem) };
-    (left == 0).then_some(bytes)
+    if left == 0 {
+        Ok(bytes)
+    } else {
+        Err(EIO)
+    }
 }
 
 /// The online NUMA node nearest to the memory at `start`.

@@ -14,7 +14,8 @@ use kernel::{
 
 /// Finds and reserves ranges: the one that `phys_addr=` and `size=` name, or all that the
 /// firmware's memory map has as legacy persistent memory (`memmap=nn!ss`).
-/// Every range that cannot be used is reported with the reason, and why there is none at all.
+/// Every range that cannot be used is reported with the reason, and why there is none at all. `EINVAL`,
+/// `EBUSY`, `ENODEV`, `ENOMEM`.
 pub(super) fn reserve() -> Result<KVec<MemRegion>> {
     let explicit = range::explicit(
         module_param::phys_addr().map(CStr::to_bytes),
@@ -53,7 +54,7 @@ pub(super) fn reserve() -> Result<KVec<MemRegion>> {
             );
             continue;
         };
-        if let Some(mode) = format(*range) {
+        if let Some(mode) = format(*range)? {
             busy = true;
             pr_warn!(
                 "[mem {:#x}-{:#x}] left to nd_pmem: it has a namespace of mode {}, whose data would be lost; have ndctl make a raw one of it\n",
@@ -79,22 +80,28 @@ pub(super) fn reserve() -> Result<KVec<MemRegion>> {
 
 /// The mode of the namespace that C's nd_pmem_probe() would find in a range that is reserved for us.
 /// It looks behind the start of what the firmware has, which may lie before an aligned start. Bad
-/// memory there is for whoever reads the disk to meet.
-fn format(range: PhysRange) -> Option<&'static str> {
+/// memory there is for whoever reads the disk to meet; `ENOMEM` if it cannot be looked at.
+fn format(range: PhysRange) -> Result<Option<&'static str>> {
     let mut found = range.start;
     resource::for_each_legacy_pmem(|start, len| {
         if (start..=start + (len - 1)).contains(&range.start) {
             found = start;
         }
     });
-    [found, range.start]
-        .into_iter()
-        .find_map(|start| match &resource::peek::<16>(start + 4096)? {
-            b"NVDIMM_PFN_INFO\0" => Some("fsdax"),
-            b"NVDIMM_DAX_INFO\0" => Some("devdax"),
-            b"BTT_ARENA_INFO\0\0" => Some("sector"),
-            _ => None,
-        })
+    for start in [found, range.start] {
+        let signature = match resource::peek::<16>(start + 4096) {
+            Err(e) if e == EIO => continue,
+            signature => signature?,
+        };
+        let mode = match &signature {
+            b"NVDIMM_PFN_INFO\0" => "fsdax",
+            b"NVDIMM_DAX_INFO\0" => "devdax",
+            b"BTT_ARENA_INFO\0\0" => "sector",
+            _ => continue,
+        };
+        return Ok(Some(mode));
+    }
+    Ok(None)
 }
 
 /// Whether the range that the parameters name may be touched at all.
