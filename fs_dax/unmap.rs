@@ -76,6 +76,7 @@ pub(super) fn wait_for_zaps(mapping: &AddressSpace) {
         // A page table that is being emptied is locked, which holds RCU as well, until the TLBs have been
         // flushed.
         task::synchronize_rcu_expedited();
+        // If somebody else has stored a later number since, the next one waits for nothing.
         zaps.over.store(begun, Relaxed);
         Stats::of(mapping, |s| s.zap_waits.inc());
     }

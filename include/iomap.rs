@@ -197,7 +197,6 @@ impl<'a> IomapIter<'a> {
 
     /// Whether the file's bytes from `start` to the position are not in the blocks for copy-on-write at
     /// `base` any more, which xfs would have ready still.
-    #[cold]
     fn has_become_the_files(&self, ops: &IomapOps, start: i64, base: u64) -> bool {
         let len = self.raw.pos.wrapping_sub(start) as u64;
         let why = self.raw.flags & !flags::NOWAIT;

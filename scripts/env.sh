@@ -302,14 +302,14 @@ find_kernel() { # WORD, as for resolve
 # resolve WORD: default, newest, other (the newest of another line than the default's, 7.2
 # beside 7.3; the default if there is none), or (the beginning of) a version -> VERSION
 resolve() {
-	local v
-	v=$(find_kernel "${1:-default}")
+	local word=${1:-default} v
+	v=$(find_kernel "$word")
 	if [ -z "$v" ]; then
-		say "no kernel '$1' in the package index of $suite-backports; reading it again …"
+		say "no kernel '$word' in the package index of $suite-backports; reading it again …"
 		refresh_index || say "it could not be read (see $cache/logs/update.log)"
-		v=$(find_kernel "$1")
+		v=$(find_kernel "$word")
 	fi
-	[ -n "$v" ] || die "no kernel '$1' of the flavour amd64 in $suite-backports (7.2 or later); 'make kernels' lists what there is"
+	[ -n "$v" ] || die "no kernel '$word' of the flavour amd64 in $suite-backports (7.2 or later); 'make kernels' lists what there is"
 	echo "$v"
 }
 
@@ -382,7 +382,7 @@ kernel_dir() { # VERSION -> its directory below the cache
 	pk=$(kernel_packages "$1")
 	if [[ $'\n'$pk != *$'\n'"linux-headers-$1="[0-9]* ]]; then
 		# The archive has newer ones only: what is here is whole.
-		have=$(cd "$cache" && ls -dt "kernels/$1"-???????????? 2>/dev/null | head -n 1)
+		have=$(cd "$cache" && ls -dt "kernels/$1"-???????????? 2>/dev/null | head -n 1) || true
 		[ -z "$have" ] || { echo "$have"; return; }
 	fi
 	echo "kernels/$1-$(echo "$suite ${toolchain[*]} $pk $kernel_script" | sha256sum | cut -c1-12)"

@@ -18,7 +18,7 @@ use crate::fixture::child::{expect_done, expect_sigbus, BUS_ADRERR};
 use crate::fixture::dax::{clone_range, on_each, punch, Model};
 use crate::fixture::flushes::Counters;
 use crate::fixture::fs::{fallocate, physical};
-use crate::fixture::io::{read_at, same, Aligned};
+use crate::fixture::io::{read_at, same, scratch_file, Aligned};
 use crate::fixture::{pattern, sh, Dax, Driver, Fs, Mapping, MIB, PAGE, PMD};
 use crate::test::{Ctx, Suite};
 
@@ -264,12 +264,7 @@ fn no_space(dax: Dax) -> Result<()> {
     let filler = dax.fill("filler")?;
     let map = Mapping::pages_only(&b, 0, len)?;
     let mut model = Model(data.clone());
-    let one = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open("/tmp/one")?;
+    let one = scratch_file()?;
     one.write_all_at(&[7], 0)?;
     let mut page = 0;
     // What read(2) cannot store is EFAULT.
@@ -279,38 +274,71 @@ fn no_space(dax: Dax) -> Result<()> {
         ensure!(page < len / PAGE / 2, "the file system never got full");
     }
     println!("{page} pages were copied");
-    let full = page * PAGE;
-    let store = || {
-        map.touch(full + 5, 9);
-        Ok(())
+    let full = Full {
+        errno: Errno::ENOSPC,
+        store: page * PAGE + 5,
+        write: (page + 3) * PAGE + 7,
+        unshare: (len / 2, 4 * MIB),
     };
-    let address = map.as_ptr().wrapping_add(full as usize + 5);
-    expect_sigbus("a store", BUS_ADRERR, address, store)?;
-    let errno = |r: std::io::Result<()>| r.err().and_then(|e| e.raw_os_error());
-    let write = || errno(b.write_all_at(&[9; 100], full + 3 * PAGE + 7));
-    ensure!(write() == Some(libc::ENOSPC), "write(2): {:?}", write());
-    let unshare = || fallocate(&b, libc::FALLOC_FL_UNSHARE_RANGE, len / 2, 4 * MIB);
-    let unshared = unshare();
-    ensure!(
-        unshared
-            .as_ref()
-            .is_err_and(|e| e.downcast_ref() == Some(&Errno::ENOSPC)),
-        "unshare: {unshared:?}"
-    );
-    model.expect("full", &b, Some(&map))?;
-    drop(filler);
-    std::fs::remove_file(dax.mount.path("filler"))?;
-    // SAFETY: no arguments, no memory.
-    unsafe { libc::sync() };
-    expect_done("a store", store)?;
-    model.put(full + 5, &[9]);
-    ensure!(write().is_none(), "write(2): {:?}", write());
-    model.put(full + 3 * PAGE + 7, &[9; 100]);
-    unshare()?;
-    model.expect("with space again", &b, Some(&map))?;
+    full.refuses_until(&dax, &b, &map, &mut model, filler)?;
     Model(data).expect("the other file", &a, None)?;
     drop((map, a, b));
     dax.check()
+}
+
+/// What a disk that is full refuses in a file of shared blocks, and where.
+struct Full {
+    /// Of write(2) and unsharing.
+    errno: Errno,
+    store: u64,
+    write: u64,
+    unshare: (u64, u64),
+}
+
+impl Full {
+    /// Sees all of it refused and the file as it was, then done when `filler` is gone.
+    fn refuses_until(
+        &self,
+        dax: &Dax,
+        file: &File,
+        map: &Mapping,
+        model: &mut Model,
+        filler: File,
+    ) -> Result<()> {
+        let store = || {
+            map.touch(self.store, 9);
+            Ok(())
+        };
+        let address = map.as_ptr().wrapping_add(self.store as usize);
+        expect_sigbus("a store", BUS_ADRERR, address, store)?;
+        let write = || file.write_all_at(&[9; 100], self.write);
+        let written = write().map_err(|e| e.raw_os_error());
+        ensure!(
+            written == Err(Some(self.errno as i32)),
+            "write(2): {written:?}"
+        );
+        let (at, len) = self.unshare;
+        let unshare = || fallocate(file, libc::FALLOC_FL_UNSHARE_RANGE, at, len);
+        let unshared = unshare();
+        ensure!(
+            unshared
+                .as_ref()
+                .is_err_and(|e| e.downcast_ref() == Some(&self.errno)),
+            "unshare: {unshared:?}"
+        );
+        model.expect("full", file, Some(map))?;
+
+        drop(filler);
+        std::fs::remove_file(dax.mount.path("filler"))?;
+        // SAFETY: no arguments, no memory.
+        unsafe { libc::sync() };
+        expect_done("a store", store)?;
+        model.put(self.store, &[9]);
+        write().context("write(2) with space again")?;
+        model.put(self.write, &[9; 100]);
+        unshare()?;
+        model.expect("with space again", file, Some(map))
+    }
 }
 
 /// Blocks for the copies are there, and no space for what says whose they are: nothing that was stored or
@@ -335,12 +363,7 @@ fn no_space_to_end(dax: Dax) -> Result<()> {
     let dir = dax.mount.dir.display();
     sh(format!("xfs_io -x -c 'resblks 0' {dir}"))?;
     let filler = dax.fill("filler")?;
-    let one = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open("/tmp/one")?;
+    let one = scratch_file()?;
     one.write_all_at(&[8], 0)?;
     // Every other page: the more extents the more blocks for metadata, until there is none.
     let pages =
@@ -363,37 +386,13 @@ fn no_space_to_end(dax: Dax) -> Result<()> {
     println!("page {refused} cannot be copied");
     let at = refused * PAGE;
     model.expect("a refused store", &b, Some(&map))?;
-    let address = map.as_ptr().wrapping_add(at as usize + 5);
-    let store = || {
-        map.touch(at + 5, 9);
-        Ok(())
+    let full = Full {
+        errno: Errno::EIO,
+        store: at + 5,
+        write: at + 7,
+        unshare: (at, PAGE),
     };
-    expect_sigbus("a store", BUS_ADRERR, address, store)?;
-    let write = || {
-        b.write_at(&[9; 100], at + 7)
-            .err()
-            .and_then(|e| e.raw_os_error())
-    };
-    ensure!(write() == Some(libc::EIO), "write(2): {:?}", write());
-    let unshare = || fallocate(&b, libc::FALLOC_FL_UNSHARE_RANGE, at, PAGE);
-    let unshared = unshare();
-    ensure!(
-        unshared
-            .as_ref()
-            .is_err_and(|e| e.downcast_ref() == Some(&Errno::EIO)),
-        "unshare: {unshared:?}"
-    );
-    model.expect("full", &b, Some(&map))?;
-    drop(filler);
-    std::fs::remove_file(dax.mount.path("filler"))?;
-    // SAFETY: no arguments, no memory.
-    unsafe { libc::sync() };
-    expect_done("a store", store)?;
-    model.put(at + 5, &[9]);
-    ensure!(write().is_none(), "write(2): {:?}", write());
-    model.put(at + 7, &[9; 100]);
-    unshare()?;
-    model.expect("with space again", &b, Some(&map))?;
+    full.refuses_until(&dax, &b, &map, &mut model, filler)?;
     Model(data).expect("the other file", &a, None)?;
     drop((map, a, b));
     let dax = dax.remount()?;

@@ -21,7 +21,7 @@ use crate::fixture::dax::{clone_range, on_both, punch, shutdown, Model};
 use crate::fixture::driver::{expect_errno, rmmod, UNLOAD_C};
 use crate::fixture::flushes::{expect_clean, Counters, Reason, DIRTY_FOR_EVER};
 use crate::fixture::fs::{fallocate, physical, Made};
-use crate::fixture::io::{pread2, pwrite2, same};
+use crate::fixture::io::{pread2, pwrite2, same, scratch_file};
 use crate::fixture::trace::Trace;
 use crate::fixture::{
     pattern, sh, sh_fails, Dax, Driver, Flushes, Fs, Mapping, MIB, MODULE, PAGE, PMD,
@@ -393,12 +393,7 @@ fn no_space(dax: Dax) -> Result<()> {
     };
     // In one process as long as it goes, as a process for each store is slow.
     let zero = File::open("/dev/zero")?;
-    let one = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open("/tmp/one")?;
+    let one = scratch_file()?;
     let mut page = 0;
     loop {
         ensure!(page < len / PAGE, "the file system never got full");
